@@ -1,0 +1,1 @@
+"""Reads models and never changes them: subjects, attribution, localisation, representations and the audit."""

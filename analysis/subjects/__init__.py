@@ -1,0 +1,1 @@
+"""What is known: a model, its data, what to forget and what to keep."""

@@ -1,0 +1,1 @@
+"""Draws run artefacts: one file per figure."""

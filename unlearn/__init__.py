@@ -1,0 +1,1 @@
+"""Changes models: methods, masked optimisation, edits, and the stages of a run."""
