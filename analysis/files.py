@@ -1,6 +1,7 @@
 """Writing files so that a kill, a full disk or a read-only folder never leaves a half-written one."""
 
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -52,8 +53,21 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def _sort_header(path: Path) -> None:
+    # safetensors writes metadata in the random order of a hash map; sorted, equal content gives equal bytes.
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) > length:
+            raise ValueError(f"the sorted header of {path} is longer than the original")
+        file.seek(8)
+        file.write(text.ljust(length))
+
+
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write named tensors as safetensors, atomically.
+    """Write named tensors as safetensors, atomically; equal content gives equal bytes.
 
     Args:
         path: Where the file belongs.
@@ -61,7 +75,13 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
         metadata: Text by key, kept in the file's header.
     """
     clean = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(clean, str(temporary), metadata=dict(metadata or {})))
+
+    def write(temporary: Path) -> None:
+        save_file(clean, str(temporary), metadata=dict(metadata) if metadata else None)
+        if metadata:
+            _sort_header(temporary)
+
+    write_atomically(path, write)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -133,7 +133,7 @@ class Mask:
             UserError: The file is missing, damaged, or holds something else.
         """
         bits, metadata = load_tensors(path)
-        if metadata.get("kind") != "mask":
+        if metadata.get("kind") != "mask" or any(one.dtype != torch.bool for one in bits.values()):
             raise UserError(f"{path} is not a mask; give a mask.safetensors that `yesterday locate` wrote.")
         return Mask(bits)
 
@@ -186,8 +186,8 @@ class Scores:
     def top(self, fraction: float, scope: Scope = "global") -> Mask:
         """Take the highest-scored entries.
 
-        Ties are broken by position, so that exactly ceil(fraction * n) entries are taken and a larger fraction
-        always contains a smaller one.
+        Ties are broken by position, so that exactly ceil(fraction * n) entries are taken, at least one, and a larger
+        fraction always contains a smaller one.
 
         Args:
             fraction: Share of the scored entries (weights, or units) to take, in (0, 1].
@@ -208,7 +208,7 @@ class Scores:
         chosen: list[torch.Tensor] = []
         for group in groups:
             joined = torch.cat(group)
-            take = min(math.ceil(fraction * joined.numel() - 1e-9), joined.numel())
+            take = min(max(1, math.ceil(fraction * joined.numel() - 1e-9)), joined.numel())
             bits = torch.zeros(joined.numel(), dtype=torch.bool)
             bits[torch.argsort(joined, descending=True, stable=True)[:take]] = True
             chosen += list(bits.split([one.numel() for one in group]))
@@ -218,16 +218,19 @@ class Scores:
     def _rows(self, units: Mapping[str, torch.Tensor]) -> Mask:
         bits = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in self.shapes.items()}
         for layer, chosen in units.items():
-            for name in (f"{layer}.weight", f"{layer}.bias"):
-                if name in bits and bits[name].shape[:1] == chosen.shape:
-                    bits[name][chosen] = True
+            for name in (layer, f"{layer}.weight", f"{layer}.bias") if layer else ("weight", "bias"):
+                if name in bits:
+                    rows = bits[name].view(1) if bits[name].dim() == 0 else bits[name]
+                    if rows.shape[:1] == chosen.shape:
+                        rows[chosen] = True
         return Mask(bits)
 
     def per_unit(self) -> "Scores":
         """Sum parameter scores over each output unit's incoming weights and bias.
 
         Returns:
-            Scores of kind "unit"; parameters without a "weight"/"bias" name count as layers of their own.
+            Scores of kind "unit"; parameters that are not called "weight" or "bias", or differ in length from the
+            others of their layer, count as layers of their own.
 
         Raises:
             ValueError: These scores are not per parameter.
@@ -236,9 +239,11 @@ class Scores:
             raise ValueError("only scores of parameters can be summed per unit")
         sums: dict[str, torch.Tensor] = {}
         for name, value in self.values.items():
-            layer = name.rpartition(".")[0] or name
-            rows = value.flatten(1).sum(1) if value.dim() > 1 else value
-            sums[layer] = sums[layer] + rows if layer in sums and sums[layer].shape == rows.shape else rows
+            layer, _, role = name.rpartition(".")
+            rows = value.flatten(1).sum(1) if value.dim() > 1 else value.view(-1)
+            if role not in {"weight", "bias"} or (layer in sums and sums[layer].shape != rows.shape):
+                layer = name
+            sums[layer] = sums[layer] + rows if layer in sums else rows
         shapes = {name: tuple(value.shape) for name, value in self.values.items()}
         return Scores(sums, "unit", self.measure, self.units, self.residual, shapes)
 
@@ -274,6 +279,9 @@ class Scores:
         kind = header.get("kind")
         if kind not in {"parameter", "unit", "input"}:
             raise UserError(f"{path} holds no scores; give a file from a run's scores/ folder.")
-        shapes = {name: tuple(shape) for name, shape in json.loads(header["shapes"]).items()}
-        residual = json.loads(header["residual"])
-        return Scores(values, kind, header["measure"], header["units"], residual, shapes)  # type: ignore[arg-type]
+        try:
+            shapes = {name: tuple(shape) for name, shape in json.loads(header["shapes"]).items()}
+            residual = json.loads(header["residual"])
+            return Scores(values, kind, header["measure"], header["units"], residual, shapes)  # type: ignore[arg-type]
+        except (KeyError, ValueError, AttributeError, TypeError) as error:
+            raise UserError(f"{path} has no whole header ({error!r}); delete it and make it again.") from error

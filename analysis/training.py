@@ -46,7 +46,7 @@ class Stack:
         """
         self.size = len(models)
         self.lr = lr
-        parameters, buffers = stack_module_state([copy.deepcopy(model) for model in models])
+        parameters, buffers = stack_module_state([copy.deepcopy(model).eval() for model in models])
         self.parameters = {name: p.detach().clone().requires_grad_() for name, p in parameters.items()}
         self.buffers = {name: b.detach().clone() for name, b in buffers.items()}
         self._base = copy.deepcopy(models[0])
@@ -98,6 +98,23 @@ class Stack:
         self._optimizer.zero_grad(set_to_none=True)
         loss.view(labels.shape).mean(1).sum().backward()
         self._optimizer.step()
+
+    @torch.no_grad()
+    def keep(self, chosen: torch.Tensor) -> None:
+        """Let some models go on and drop the others, optimiser state included.
+
+        Args:
+            chosen: bool [models], at least one true.
+        """
+        for parameter in self.parameters.values():
+            state = self._optimizer.state[parameter]
+            for name in ("exp_avg", "exp_avg_sq"):
+                if name in state:
+                    state[name] = state[name][chosen]
+            parameter.grad = None
+            parameter.data = parameter.data[chosen]
+        self.buffers = {name: buffer[chosen] for name, buffer in self.buffers.items()}
+        self.size = int(chosen.sum())
 
     def models(self) -> list[nn.Module]:
         """Take the stack apart.
@@ -156,10 +173,12 @@ def fit(
     stack = Stack([seeded(make, seed) for seed in seeds], recipe.lr)
     batch = min(recipe.batch, len(split))
     steps = recipe.epochs * (len(split) // batch)
-    for done, (images, labels) in enumerate(epochs(split, recipe, seeds)):
-        stack.step(images, labels, recipe.lr * (1 - done / steps))
-        if progress and (done + 1) % 20 == 0:
-            progress((done + 1) / steps)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds[0])  # dropout knows no generator but the global one
+        for done, (images, labels) in enumerate(epochs(split, recipe, seeds)):
+            stack.step(images, labels, recipe.lr * (1 - done / steps))
+            if progress and (done + 1) % 20 == 0:
+                progress((done + 1) / steps)
     return stack.models()
 
 
@@ -177,9 +196,10 @@ def logits_of(model: nn.Module, images: torch.Tensor, chunk: int = 2048) -> torc
     """
     was = model.training
     model.eval()
-    out = torch.cat([model(part) for part in images.split(chunk)])
-    model.train(was)
-    return out
+    try:
+        return torch.cat([model(part) for part in images.split(chunk)])
+    finally:
+        model.train(was)
 
 
 def accuracy(model: nn.Module, split: Split) -> float:
