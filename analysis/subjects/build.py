@@ -125,6 +125,8 @@ def _class_slug(label: int, classes: Sequence[str]) -> str:
 
 def _subject_name(config: SubjectConfig, images: Images, forget: Sequence[int], incoming: int | None) -> str:
     parts = ["digit" if config.data in DIGIT_SETS else _slug(images.name) or "folder"]
+    # The full data set is another subject than its sample, and gets another run folder.
+    parts += ["mnist"] if config.data == "mnist" else []
     parts += [_class_slug(label, images.classes) for label in forget]
     if incoming is not None:
         parts += ["by", _class_slug(incoming, images.classes)]

@@ -1,0 +1,36 @@
+# `make demo` runs the main job, `make test` passes the tests; both install what they need first.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+# Two test processes with one thread each: more threads than cores would make every one of them wait.
+WORKERS ?= 2
+
+.PHONY: install demo test lint unit figures clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	@echo "Installing into $(VENV): PyTorch and its libraries, several GB, a few minutes the first time."
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/yesterday run digit-6
+
+test: lint unit
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+figures: install
+	$(BIN)/yesterday figures runs/digit-6
+
+clean:
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

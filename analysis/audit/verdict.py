@@ -1,0 +1,207 @@
+"""From readings to a verdict: remembered, hidden, damaged or erased."""
+
+from collections.abc import Callable, Sequence
+
+from analysis.audit.bands import FAMILY_LEVEL, deviation, gold_band
+from analysis.audit.behaviour import confusion, forget_accuracy, incoming_accuracy, over_forgetting, retain_accuracy
+from analysis.audit.bench import Bench, Reading
+from analysis.audit.distance import distance_to_gold
+from analysis.audit.membership import example_membership, population_membership
+from analysis.audit.probing import probes
+from analysis.audit.relearning import relearning
+from analysis.audit.report import Audit, AuditReport, Band, Finding, Measurement, Verdict
+from analysis.audit.similarity import similarity_to_gold
+
+AuditProgress = Callable[[str, float], None]
+
+NOT_MEASURED = (
+    "attackers with more than half of the test images of the forgotten class",
+    "distributions over many edited models (KLoM's divergence, the NeurIPS-2023 epsilon): one edited model was seen",
+    "reconstruction of training images from the weights",
+)
+
+
+def readings(bench: Bench, progress: AuditProgress | None = None) -> list[Reading]:
+    """Let every auditor look at all models.
+
+    Args:
+        bench: The models.
+        progress: Called with what is running and the share done, 0 to 1.
+
+    Returns:
+        The raw numbers, in a fixed order.
+    """
+
+    def tell(what: str, share: float) -> None:
+        if progress:
+            progress(what, share)
+
+    tell("behaviour", 0.0)
+    found = [forget_accuracy(bench), retain_accuracy(bench)]
+    incoming = incoming_accuracy(bench)
+    found += [incoming] if incoming else []
+    found += [confusion(bench), over_forgetting(bench), distance_to_gold(bench)]
+    found += [population_membership(bench), example_membership(bench)]
+    tell("similarity to gold", 0.05)
+    found += similarity_to_gold(bench)
+    tell("probes", 0.1)
+    found += probes(bench, lambda share: tell("probes", 0.1 + 0.2 * share))
+    found += relearning(bench, lambda share: tell("relearning", 0.3 + 0.7 * share))
+    return found
+
+
+def _band(reading: Reading, golds: Sequence[str], level: float) -> Band:
+    values = [reading.values[gold] for gold in golds]
+    return gold_band(values, reading.scale, reading.outside, level, reading.resolution)
+
+
+def _distance(reading: Reading, band: Band, model: str) -> float:
+    return deviation(reading.values[model], band, reading.scale, reading.outside, reading.resolution)
+
+
+def _beyond(reading: Reading, band: Band, model: str) -> bool:
+    value = reading.values[model]
+    return value > band.edge if reading.outside == "above" else value < band.edge
+
+
+def measured(found: Sequence[Reading], golds: Sequence[str]) -> list[Measurement]:
+    """Draw the gold bands and decide, from golds and controls alone, which auditors have the power to count.
+
+    The family level of 5% is divided equally, first among all readings to see which of them put the model that they
+    must tell apart outside the band, then among those only.
+
+    Args:
+        found: What the auditors read.
+        golds: Names of the gold models, at least two.
+
+    Returns:
+        One measurement per reading, in the same order.
+    """
+    wide = FAMILY_LEVEL / len(found)
+    why: list[str] = []
+    for reading in found:
+        if reading.telling not in reading.values:
+            why.append("no control to measure its power with")
+            continue
+        band = _band(reading, golds, wide)
+        if _beyond(reading, band, reading.telling):
+            why.append("")
+        else:
+            far = _distance(reading, band, reading.telling)
+            why.append(f"no power: it puts the {reading.telling} model at {far:+.1f} gold sd, inside the band")
+    level = FAMILY_LEVEL / max(1, sum(not reason for reason in why))
+    out = []
+    for reading, reason in zip(found, why, strict=True):
+        band = _band(reading, golds, level if not reason else wide)
+        power = _distance(reading, band, reading.telling) if reading.telling in reading.values else None
+        out.append(
+            Measurement(
+                auditor=reading.auditor,
+                group=reading.group,
+                layer=reading.layer,
+                shots=reading.shots,
+                role=reading.role,
+                unit=reading.unit,
+                outside=reading.outside,
+                scale=reading.scale,
+                values=dict(reading.values),
+                spread=dict(reading.spread),
+                repeats=reading.repeats,
+                examples=reading.examples,
+                band=band,
+                power=power,
+                counted=not reason,
+                why_not=reason,
+                curve_x=list(reading.curve_x),
+                curves={name: list(curve) for name, curve in reading.curves.items()},
+            )
+        )
+    return out
+
+
+def _sentence(forgotten: str, verdict: Verdict, damaged: bool, outside: list[Finding], counted: int, golds: int) -> str:
+    worst = max(outside, key=lambda f: f.distance, default=None)
+    tail = f" It is also damaged: the rest is below the band of {golds} models that never knew." if damaged else ""
+    if verdict == "remembered":
+        return f'Remembered: the model still answers "{forgotten}".' + tail
+    if verdict == "hidden" and worst:
+        how_many = "1 auditor still sees" if len(outside) == 1 else f"{len(outside)} of {counted} auditors still see"
+        return (
+            f'Hidden, not erased: the model no longer answers "{forgotten}", but {how_many} it '
+            f"(most plainly: {worst.auditor}, {worst.distance:.1f} sd from {golds} models that never knew).{tail}"
+        )
+    if verdict == "damaged":
+        return f'Damaged: "{forgotten}" is gone, but the rest is below the band of {golds} models that never knew.'
+    return f'Erased: all {counted} auditors that can tell see it among {golds} models that never knew "{forgotten}".'
+
+
+def judge(model: str, measurements: Sequence[Measurement], found: Sequence[Reading], forgotten: str) -> Audit:
+    """Judge one model by where it lies.
+
+    Args:
+        model: Its name.
+        measurements: From `measured`.
+        found: The readings behind them, in the same order.
+        forgotten: The forgotten classes, readable.
+
+    Returns:
+        The verdict: "remembered" when behaviour is beyond the band, else "hidden" when an inner auditor is, else
+        "damaged" when retained behaviour is below the band, else "erased".
+
+    Raises:
+        ValueError: A measurement has no band.
+    """
+    findings = []
+    golds = 0
+    for measurement, reading in zip(measurements, found, strict=True):
+        if measurement.band is None:
+            raise ValueError(f"{measurement.auditor} has no band")
+        golds = measurement.band.n
+        findings.append(
+            Finding(
+                auditor=measurement.auditor,
+                role=measurement.role,
+                value=measurement.values[model],
+                distance=_distance(reading, measurement.band, model),
+                inside=not _beyond(reading, measurement.band, model),
+                counted=measurement.counted,
+            )
+        )
+    outside = {role: [f for f in findings if f.counted and not f.inside and f.role == role] for role in _ROLES}
+    damaged = bool(outside["damage"])
+    if outside["behaviour"]:
+        verdict: Verdict = "remembered"
+    elif outside["inner"]:
+        verdict = "hidden"
+    else:
+        verdict = "damaged" if damaged else "erased"
+    counted = sum(f.counted for f in findings)
+    sentence = _sentence(forgotten, verdict, damaged and verdict != "damaged", outside["inner"], counted, golds)
+    return Audit(model=model, verdict=verdict, damaged=damaged, sentence=sentence, findings=findings)
+
+
+_ROLES = ("behaviour", "inner", "damage")
+
+
+def audit(bench: Bench, progress: AuditProgress | None = None) -> AuditReport:
+    """Audit every model on the bench against the golds among them.
+
+    Args:
+        bench: The models.
+        progress: Called with what is running and the share done, 0 to 1.
+
+    Returns:
+        The whole report, as written to `audit.json`.
+    """
+    found = readings(bench, progress)
+    measurements = measured(found, bench.golds)
+    forgotten = bench.subject.forget_names
+    return AuditReport(
+        subject=bench.subject.name,
+        forgotten=forgotten,
+        seed=bench.seed,
+        golds=list(bench.golds),
+        measurements=measurements,
+        audits={name: judge(name, measurements, found, forgotten) for name in bench.models if name not in bench.golds},
+        not_measured=[*NOT_MEASURED, *(f"{m.auditor}: {m.why_not}" for m in measurements if m.why_not)],
+    )

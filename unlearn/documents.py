@@ -1,0 +1,79 @@
+"""What a run is asked for and what it says, as documents: the schema of `run.json` (version 1)."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+from analysis.audit.report import Document, Verdict
+from analysis.scores import Scope
+from analysis.subjects.build import SubjectConfig
+
+PACKAGES = ("yesterday-unlearning", "torch", "torchvision", "captum", "scikit-learn", "umap-learn", "numpy")
+
+
+class RunConfig(Document):
+    """All that decides a run's numbers, besides the versions of the libraries.
+
+    Attributes:
+        subject: Data, model and classes.
+        method: Name in `unlearn.methods.METHODS`; None takes the subject's default.
+        measure: Attribution that locates, in `analysis.localization.MEASURES`, or "none" to allow every weight.
+        fraction: Share of all weights that the edit may change, in (0, 1].
+        scope: Whether weights are ranked over the whole model or layer by layer.
+        golds: Number of gold models to train; None takes 20 for `mlp` and 8 for others.
+        seed: Decides everything random.
+        candidate: Checkpoint to audit instead of making an edit.
+        gold_weights: Checkpoints of gold models to use instead of training some.
+    """
+
+    subject: SubjectConfig = SubjectConfig()
+    method: str | None = None
+    measure: str = "fisher-ratio"
+    fraction: float = 0.05
+    scope: Scope = "global"
+    golds: int | None = None
+    seed: int = 0
+    candidate: str | None = None
+    gold_weights: tuple[str, ...] = ()
+
+
+class RunReport(Document):
+    """Everything in `run.json`.
+
+    Attributes:
+        schema_version: Of this document.
+        name: Of the subject.
+        config: The full configuration, with what was left to defaults filled in, the names of the `classes`, the
+            `forget_labels` among them and the size of the splits.
+        verdict: Of the audit; None until there is one.
+        sentence: The verdict in words.
+        changed: Weights that the edit changed.
+        total: Weights of the model.
+        versions: Of Python and the libraries.
+        stages: Seconds, peak memory of the process in MB, and facts by stage.
+    """
+
+    schema_version: Literal[1] = 1
+    name: str
+    config: dict[str, Any]
+    verdict: Verdict | None
+    sentence: str
+    changed: int | None
+    total: int
+    versions: dict[str, str]
+    stages: dict[str, dict[str, Any]]
+
+
+def versions() -> dict[str, str]:
+    """Note what a run's numbers depend on besides its configuration.
+
+    Returns:
+        Versions of Python and the libraries by name.
+    """
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
