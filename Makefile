@@ -13,6 +13,8 @@ $(VENV)/.installed: pyproject.toml
 	@echo "Installing into $(VENV): PyTorch and its libraries, several GB, a few minutes the first time."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@echo "Compiling the projection once, half a minute."
+	$(BIN)/python -c "import torch; from analysis.representations.projection import project; project(torch.randn(40, 8), {'a': torch.randn(40, 8)}, 0)"
 	touch $@
 
 demo: install
