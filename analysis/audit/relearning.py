@@ -8,7 +8,7 @@ digit 6), and the power rule then leaves it out of the verdict.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +19,7 @@ from analysis.audit.bench import Bench, Reading
 from analysis.subjects.classes import Split
 from analysis.training import Progress, Stack
 
-LEARNING_RATES = (1e-3, 3e-3, 1e-2)
+LEARNING_RATES = (1e-2, 3e-3, 1e-3)
 ATTACK_SEEDS = 4
 FORGOTTEN_PER_STEP, OTHERS_PER_STEP = 10, 54
 MOST_STEPS = 30
@@ -110,9 +110,11 @@ def _sides(bench: Bench) -> list[_Side]:
     return sides
 
 
-def _attack(bench: Bench, lr: float, fresh: Fresh, progress: Progress | None = None) -> dict[str, torch.Tensor]:
-    # Fine-tunes copies of all models at once; gives the curves [attack seeds, steps + 1] by model. A model is
-    # followed until its mean curve has been past the target for `GRACE` steps, and keeps its last value from then on.
+def _attack(
+    bench: Bench, lr: float, fresh: Fresh, most: Mapping[str, float], progress: Progress | None = None
+) -> dict[str, torch.Tensor]:
+    # Fine-tunes copies of all models at once; gives the curves [attack seeds, steps followed + 1] by model. A model is
+    # followed until its mean curve has been past the target for `GRACE` steps, but for `most` steps at the most.
     slots = sorted(set(bench.subject.relearn_slots.values()))
     taught = torch.tensor(slots)
     sides = _sides(bench)
@@ -120,8 +122,10 @@ def _attack(bench: Bench, lr: float, fresh: Fresh, progress: Progress | None = N
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     head = bench.subject.network.head
     names = list(bench.models)
+    limit = torch.tensor([most[name] for name in names])
     stack = Stack([_prepared(m, head, slots, fresh, seed) for seed in seeds for m in bench.models.values()], lr)
     curves = torch.zeros(len(names), ATTACK_SEEDS, MOST_STEPS + 1, dtype=torch.float64)
+    followed = torch.zeros(len(names), dtype=torch.long)
     following = torch.arange(len(names))
     for step in range(MOST_STEPS + 1):
         if step:
@@ -129,16 +133,19 @@ def _attack(bench: Bench, lr: float, fresh: Fresh, progress: Progress | None = N
             images = [split.images.expand(len(following), *split.images.shape) for split in drawn]
             labels = [split.labels.expand(len(following), -1) for split in drawn]
             stack.step(torch.cat(images), torch.cat(labels))
-        curves[following, :, step:] = _recall(stack, sides, taught)[..., None]
-        past = curves[following, :, max(0, step - GRACE)].mean(1) >= TARGET
-        if bool(past.all()):
+        curves[following, :, step] = _recall(stack, sides, taught)
+        followed[following] = step
+        over = limit[following] <= step
+        if step >= GRACE:
+            over |= curves[following, :, step - GRACE].mean(1) >= TARGET
+        if bool(over.all()):
             break
-        if step >= GRACE and bool(past.any()):
-            stack.keep((~past).repeat(ATTACK_SEEDS))
-            following = following[~past]
+        if step and bool(over.any()):
+            stack.keep((~over).repeat(ATTACK_SEEDS))
+            following = following[~over]
         if progress:
             progress(step / MOST_STEPS)
-    return dict(zip(names, curves, strict=True))
+    return {name: curves[i, :, : int(followed[i]) + 1] for i, name in enumerate(names)}
 
 
 @torch.no_grad()
@@ -155,13 +162,18 @@ def _recall(stack: Stack, sides: list[_Side], taught: torch.Tensor) -> torch.Ten
     return torch.stack(out, 1)
 
 
+def _filled(curve: list[float]) -> tuple[float, ...]:
+    return (*curve, *[curve[-1]] * (MOST_STEPS + 1 - len(curve)))
+
+
 def relearning(bench: Bench, progress: Progress | None = None) -> list[Reading]:
     """Count the fine-tuning steps until half of the forgotten test images are recognised again.
 
     A step is one Adam step on 10 forgotten and 54 other images; three learning rates are tried for every model and
     the strongest (fewest steps) counts; the curve is the mean of four attack seeds. Attackers train on one half of
     the test images and are scored on the other: recall on the forgotten class minus false alarms on the rest, so that
-    calling everything a six is no success. A curve is followed until two steps past the target. BatchNorm statistics
+    calling everything a six is no success. A curve is followed until two steps past the target and
+    drawn level from there. BatchNorm statistics
     move as in ordinary fine-tuning. All models and seeds are attacked at once, batched.
 
     Args:
@@ -175,6 +187,7 @@ def relearning(bench: Bench, progress: Progress | None = None) -> list[Reading]:
     total = len(AUDITORS) * len(LEARNING_RATES)
     for turn, (fresh, auditor) in enumerate(AUDITORS.items()):
         best: dict[str, tuple[float, torch.Tensor]] = {}
+        most = dict.fromkeys(bench.models, float(MOST_STEPS))
         for i, lr in enumerate(LEARNING_RATES):
             done = turn * len(LEARNING_RATES) + i
 
@@ -182,10 +195,12 @@ def relearning(bench: Bench, progress: Progress | None = None) -> list[Reading]:
                 if progress:
                     progress((done + share) / total)
 
-            for name, curves in _attack(bench, lr, fresh, report).items():
+            for name, curves in _attack(bench, lr, fresh, most, report).items():
                 steps = first_crossing(curves.mean(0).tolist())
                 if name not in best or steps < best[name][0]:
                     best[name] = (steps, curves)
+                # A weaker attack can't count any more, so it need not be followed to its end.
+                most[name] = best[name][0]
         each = {name: torch.tensor([first_crossing(c) for c in curves.tolist()]) for name, (_, curves) in best.items()}
         readings.append(
             Reading(
@@ -202,7 +217,7 @@ def relearning(bench: Bench, progress: Progress | None = None) -> list[Reading]:
                 telling=bench.original,
                 resolution=0.1,
                 curve_x=tuple(float(s) for s in range(MOST_STEPS + 1)),
-                curves={name: tuple(curves.mean(0).tolist()) for name, (_, curves) in best.items()},
+                curves={name: _filled(curves.mean(0).tolist()) for name, (_, curves) in best.items()},
             )
         )
     return readings
