@@ -10,8 +10,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,9 +20,8 @@ from rich.console import Console
 from analysis.errors import UserError
 
 if TYPE_CHECKING:
-    from analysis.audit.report import AuditReport
     from unlearn.documents import RunConfig, RunReport
-    from unlearn.run import Stage
+    from unlearn.pipeline import Stage
 
 app = typer.Typer(
     name="yesterday",
@@ -64,6 +62,12 @@ SUBJECT_OPTIONS: dict[str, tuple[Any, Any]] = {
     "size": (_option(int | None, "Scale images to this many pixels a side.", panel=DATA), None),
     "mean": (_option(list[float] | None, "Mean of pixels in 0..1, once or per channel [0.5].", panel=DATA), None),
     "std": (_option(list[float] | None, "Standard deviation, likewise [0.5].", panel=DATA), None),
+    "choosing": (
+        _option(
+            bool, "Test on a fifth of the training images instead, to choose settings by.", "--choosing", panel=DATA
+        ),
+        False,
+    ),
     "model": (_option(str, "mlp, cnn, package.module:factory or file.py:factory.", panel=MODEL), "mlp"),
     "weights": (
         _option(Path | None, "Original model's state dict (.safetensors or .pth); trained when absent.", panel=MODEL),
@@ -153,14 +157,15 @@ def _config(subject: str, options: dict[str, Any], **more: Any) -> "RunConfig":
     from analysis.subjects.build import SubjectConfig
     from unlearn.documents import RunConfig
 
-    asked = {name: options[name] for name in SUBJECT_OPTIONS}
+    asked = {name: options[name] for name in SUBJECT_OPTIONS if name != "choosing"}
     asked |= {name: str(asked[name]) for name in ("data_root", "weights") if asked[name] is not None}
     asked |= {name: tuple(asked[name]) if asked[name] else None for name in ("mean", "std", "layers")}
     asked["forget"] = _forgotten(subject, options)
-    chosen = {name: options[name] for name in ("measure", "fraction", "scope", "method", "golds") if name in options}
+    others = ("measure", "fraction", "scope", "method", "golds", "choosing", "seed")
+    chosen = {name: options[name] for name in others if name in options}
     try:
         known = SubjectConfig.model_validate(asked)
-        return RunConfig.model_validate({"subject": known, "seed": options["seed"], **chosen, **more})
+        return RunConfig.model_validate({"subject": known, **chosen, **more})
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"--{'-'.join(map(str, first['loc']))}: {first['msg']}; see --help.") from error
@@ -172,105 +177,27 @@ def _threads(count: int | None) -> None:
     torch.set_num_threads(count or os.cpu_count() or 1)
 
 
-@contextmanager
-def _progress(options: dict[str, Any]) -> Iterator[Callable[[str, float], None]]:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description:<24}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-    )
-    hidden = options["quiet"] or options["as_json"]
-    with Progress(*columns, console=Console(stderr=True), disable=hidden) as bars:
-        tasks: dict[str, Any] = {}
-
-        def report(stage: str, share: float) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=1.0)
-            bars.update(tasks[stage], completed=share)
-
-        yield report
-
-
 def _folder(config: "RunConfig", options: dict[str, Any], prefix: str = "") -> Path:
     from analysis.subjects.build import build_subject
 
     if options["out"]:
         return options["out"]
-    name = prefix + build_subject(config.subject, config.seed).name
+    name = prefix + build_subject(config.subject, config.seed).name + ("-choosing" if config.choosing else "")
     return RUNS / (name if config.seed == 0 else f"{name}-seed{config.seed}")
 
 
 def _execute(config: "RunConfig", options: dict[str, Any], until: "Stage", draw: bool, prefix: str = "") -> None:
     from figures.render import render
-    from unlearn.run import execute
+    from figures.terminal import print_run, progress_bars
+    from unlearn.pipeline import execute
 
     _threads(options["threads"])
     folder = _folder(config, options, prefix)
-    with _progress(options) as report:
+    with progress_bars(options["quiet"] or options["as_json"]) as report:
         done = execute(config, folder, report, until)
         if draw:
             render(folder, progress=lambda _, share: report("figures", share))
-    _show(folder, done, options)
-
-
-def _show(folder: Path, report: "RunReport", options: dict[str, Any]) -> None:
-    from analysis.audit.report import AuditReport
-
-    console = Console()
-    path = folder / "audit.json"
-    found = AuditReport.model_validate_json(path.read_text(encoding="utf-8")) if report.verdict else None
-    if options["as_json"]:
-        document = {"run": str(folder), **report.model_dump(mode="json")}
-        document["audit"] = found.audits["edited"].model_dump(mode="json") if found else None
-        print(json.dumps(document))
-        return
-    if found and not options["quiet"]:
-        _print_table(console, found)
-    if report.changed is not None and not options["quiet"]:
-        share = 100 * report.changed / report.total
-        console.print(f"Changed {report.changed:,} of {report.total:,} numbers ({share:.2g}%).", highlight=False)
-    console.print(report.sentence or f"Done; everything is in {folder}.", style="bold", highlight=False)
-    if report.sentence and not options["quiet"]:
-        console.print(f"Everything is in {folder}.", highlight=False)
-
-
-def _print_table(console: Console, found: "AuditReport") -> None:
-    from rich import box
-    from rich.table import Table
-
-    golds = len(found.golds)
-    title = f"{found.subject}: does the edited model still know {found.forgotten!r}? ({golds} golds, seed {found.seed})"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("auditor", no_wrap=True)
-    for name in ("original", "edited", "gold", "band", "sd"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("gold?", no_wrap=True)
-    mine = {finding.auditor: finding for finding in found.audits["edited"].findings}
-    for measurement in found.measurements:
-        finding, band = mine[measurement.auditor], measurement.band
-        if not measurement.counted or band is None:
-            continue
-        sign = "<" if measurement.outside == "above" else ">"
-        table.add_row(
-            measurement.auditor,
-            f"{measurement.values['original']:.3g}",
-            f"{finding.value:.3g}",
-            f"{band.mean:.3g}",
-            f"{sign} {band.edge:.3g}",
-            f"{finding.distance:+.1f}",
-            "[green]yes[/green]" if finding.inside else "[red]NO[/red]",
-        )
-    console.print(table, highlight=False)
-    others = ", ".join(f"{name}: {audit.verdict}" for name, audit in found.audits.items() if name != "edited")
-    console.print(f"Controls: {others}.", highlight=False)
-    left_out = [m.auditor for m in found.measurements if not m.counted]
-    if left_out:
-        console.print(f"Without power here, so not counted: {', '.join(left_out)}.", highlight=False)
+    print_run(folder, done, options["quiet"], options["as_json"])
 
 
 SubjectName = Annotated[str, typer.Argument(help="digit-6, digit-N, or class-NAME for other data.", metavar="SUBJECT")]
@@ -340,19 +267,28 @@ def compare(
     options: dict[str, Any],
     subject: SubjectName = "digit-6",
     seeds: Annotated[int, typer.Option(help="How many seeds, counted from --seed.", rich_help_panel=MACHINE)] = 3,
+    methods: Annotated[
+        str, typer.Option(help="all, none, or names with commas between.", rich_help_panel=EDIT)
+    ] = "all",
 ) -> None:
     """Run every method, with and without the mask, and print method x auditor as a Markdown table.
 
+    Beside them stand the original, the golds, a fresh gold outside the band, and the cheats; `--methods none` leaves
+    only these and so tests the audit itself.
+
     Example: `yesterday compare digit-6 --seeds 3`.
     """
+    from figures.terminal import progress_bars
     from unlearn.comparison import compare as compared
     from unlearn.comparison import markdown
+    from unlearn.methods import METHODS
 
     _threads(options["threads"])
     config = _config(subject, options)
-    with _progress(options) as report:
+    with progress_bars(options["quiet"] or options["as_json"]) as report:
         chosen = range(options["seed"], options["seed"] + seeds)
-        found = compared(config, _folder(config, options, "compare-"), chosen, report)
+        wanted = {"all": tuple(METHODS), "none": ()}.get(methods, tuple(methods.split(",")))
+        found = compared(config, _folder(config, options, "compare-"), chosen, wanted, report)
     print(found.model_dump_json() if options["as_json"] else markdown(found))
 
 
@@ -363,9 +299,10 @@ def figures(
 ) -> None:
     """Draw a run's figures again, as SVG and PNG."""
     from figures.render import render
+    from figures.terminal import progress_bars
 
     _threads(None)
-    with _progress({"quiet": False, "as_json": False}) as report:
+    with progress_bars(hidden=False) as report:
         paths = render(run, names, progress=lambda _, share: report("figures", share))
     Console().print(f"Drew {len(paths)} files in {run / 'figures'}.", highlight=False)
 
@@ -405,7 +342,9 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")] = False,
 ) -> None:
     """Print a run's table and verdict again."""
-    _show(run, _read_run(run), {"quiet": False, "as_json": as_json})
+    from figures.terminal import print_run
+
+    print_run(run, _read_run(run), quiet=False, as_json=as_json)
 
 
 @app.command("list")

@@ -22,6 +22,8 @@ class RunConfig(Document):
         scope: Whether weights are ranked over the whole model or layer by layer.
         golds: Number of gold models to train; None takes 20 for `mlp` and 8 for others.
         seed: Decides everything random.
+        choosing: Play the test split with a fifth of the training images, so that settings can be chosen by the
+            result and the true test images stay unseen.
         candidate: Checkpoint to audit instead of making an edit.
         gold_weights: Checkpoints of gold models to use instead of training some.
     """
@@ -33,6 +35,7 @@ class RunConfig(Document):
     scope: Scope = "global"
     golds: int | None = None
     seed: int = 0
+    choosing: bool = False
     candidate: str | None = None
     gold_weights: tuple[str, ...] = ()
 

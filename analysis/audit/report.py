@@ -13,7 +13,7 @@ Verdict = Literal["remembered", "hidden", "damaged", "erased"]
 class Document(BaseModel):
     """Base of all documents: immutable, and strict about unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class Band(Document):

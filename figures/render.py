@@ -1,0 +1,69 @@
+"""Draws all figures of a run."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from analysis.errors import UserError
+
+NAMES = (
+    "overview",
+    "mask_map",
+    "attribution",
+    "ablation",
+    "overlap",
+    "forgetting",
+    "weight_change",
+    "misclassified",
+    "confusion",
+    "umap",
+    "probes",
+    "relearning",
+    "bands",
+)
+
+Progress = Callable[[str, float], None]
+
+
+def render(run_folder: Path, names: Sequence[str] | None = None, progress: Progress | None = None) -> list[Path]:
+    """Draw figures of a run into its figures/ folder; each file is written atomically.
+
+    Args:
+        run_folder: E.g. runs/digit-6.
+        names: Which figures, from `NAMES`; when not given, all for which the run has the artefacts.
+        progress: Called with the figure being drawn and the share done, 0 to 1.
+
+    Returns:
+        The files, an SVG and a PNG for each figure, in the order of the names.
+
+    Raises:
+        UserError: A name is unknown.
+        Missing: The run lacks an artefact that a named figure (or every figure) needs.
+    """
+    chosen = list(names or NAMES)
+    unknown = [name for name in chosen if name not in NAMES]
+    if unknown:
+        raise UserError(f"There is no figure {unknown[0]!r}; choose from {', '.join(NAMES)}.")
+
+    from figures.artefacts import Missing, open_run
+    from figures.save import FOLDER, save
+
+    run = open_run(run_folder)
+    paths: list[Path] = []
+    lacking: list[UserError] = []
+    for done, name in enumerate(chosen):
+        if progress:
+            progress(name, done / len(chosen))
+        try:
+            drawing = importlib.import_module(f"figures.{name}").draw(run)
+        except Missing as error:
+            if names:
+                raise
+            lacking.append(error)
+            continue
+        paths += save(drawing, run_folder / FOLDER, name)
+    if lacking and not paths:
+        raise lacking[0]
+    if progress:
+        progress("", 1.0)
+    return paths

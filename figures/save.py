@@ -1,0 +1,98 @@
+"""Writes drawings: SVG and PNG from the same figure, the same bytes every time, with the alternative text inside."""
+
+import argparse
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+from analysis.errors import UserError
+from analysis.files import write_atomically, write_text
+from figures.artefacts import Run, open_run
+from figures.style import DPI, SCALE_PNG, Drawing, styled
+
+FOLDER = "figures"
+
+
+@styled
+def svg_text(drawing: Drawing) -> str:
+    """Render as SVG.
+
+    Args:
+        drawing: What to render.
+
+    Returns:
+        The document: fonts as outlines, no date, fixed ids, title and description for screen readers.
+    """
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    drawing.figure.savefig(buffer, format="svg", metadata=nothing)
+    words = (
+        f'<title id="figure-title">{escape(drawing.title)}</title>\n'
+        f' <desc id="figure-description">{escape(drawing.alt)}</desc>'
+    )
+    marked = ' role="img" aria-labelledby="figure-title figure-description"'
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, count=1, flags=re.DOTALL)
+    return re.sub(r"<svg\b([^>]*)>", lambda found: f"<svg{found[1]}{marked}>\n {words}", text, count=1)
+
+
+@styled
+def png_bytes(drawing: Drawing) -> bytes:
+    """Render as PNG with two pixels for each CSS pixel.
+
+    Args:
+        drawing: What to render.
+
+    Returns:
+        The file's bytes, with title and description in its text chunks.
+    """
+    buffer = io.BytesIO()
+    words = {"Title": drawing.title, "Description": drawing.alt, "Software": None}
+    drawing.figure.savefig(buffer, format="png", dpi=DPI * SCALE_PNG, metadata=words)
+    return buffer.getvalue()
+
+
+def save(drawing: Drawing, folder: Path, name: str) -> list[Path]:
+    """Write a drawing as name.svg and name.png, atomically.
+
+    Args:
+        drawing: What to write.
+        folder: Where to; made if missing.
+        name: Without suffix.
+
+    Returns:
+        Both paths.
+    """
+    text, data = svg_text(drawing), png_bytes(drawing)
+    svg, png = folder / f"{name}.svg", folder / f"{name}.png"
+    write_text(svg, text)
+    write_atomically(png, lambda temporary: temporary.write_bytes(data))
+    return [svg, png]
+
+
+def script(name: str, draw: Callable[[Run], Drawing], arguments: Sequence[str] | None = None) -> int:
+    """Be the command `python -m figures.NAME RUN`.
+
+    Args:
+        name: Of the figure.
+        draw: Draws it.
+        arguments: Of the command line; the process's own when not given.
+
+    Returns:
+        The exit code: 0, or 2 when the user can mend something (said in one sentence on stderr).
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m figures.{name}", description=f"Draw {name}.svg and {name}.png into RUN/{FOLDER}/."
+    )
+    parser.add_argument("run", type=Path, help="a run folder, e.g. runs/digit-6")
+    given = parser.parse_args(arguments)
+    try:
+        for path in save(draw(open_run(given.run)), given.run / FOLDER, name):
+            print(path)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
