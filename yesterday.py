@@ -8,7 +8,6 @@ import errno
 import functools
 import inspect
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from rich.console import Console
 from analysis.errors import UserError
 
 if TYPE_CHECKING:
-    from unlearn.documents import RunConfig, RunReport
+    from unlearn.documents import RunConfig
     from unlearn.pipeline import Stage
 
 app = typer.Typer(
@@ -104,7 +103,7 @@ GOLD_OPTIONS: dict[str, tuple[Any, Any]] = {
 MACHINE_OPTIONS: dict[str, tuple[Any, Any]] = {
     "out": (_option(Path | None, "Run folder [runs/NAME].", panel=MACHINE), None),
     "seed": (_option(int, "Decides everything random.", panel=MACHINE), 0),
-    "threads": (_option(int | None, "CPU threads [all cores].", panel=MACHINE), None),
+    "threads": (_option(int, "CPU threads; for small nets more than one rarely helps.", panel=MACHINE), 1),
     "quiet": (_option(bool, "Print the verdict only.", "--quiet", panel=MACHINE), False),
     "as_json": (_option(bool, "Print one JSON document for machines.", "--json", panel=MACHINE), False),
 }
@@ -171,10 +170,10 @@ def _config(subject: str, options: dict[str, Any], **more: Any) -> "RunConfig":
         raise UserError(f"--{'-'.join(map(str, first['loc']))}: {first['msg']}; see --help.") from error
 
 
-def _threads(count: int | None) -> None:
+def _threads(count: int) -> None:
     import torch
 
-    torch.set_num_threads(count or os.cpu_count() or 1)
+    torch.set_num_threads(count)
 
 
 def _folder(config: "RunConfig", options: dict[str, Any], prefix: str = "") -> Path:
@@ -270,10 +269,11 @@ def compare(
     methods: Annotated[
         str, typer.Option(help="all, none, or names with commas between.", rich_help_panel=EDIT)
     ] = "all",
+    fresh: Annotated[int, typer.Option(help="Golds outside the band per seed, to test the audit on.")] = 1,
 ) -> None:
     """Run every method, with and without the mask, and print method x auditor as a Markdown table.
 
-    Beside them stand the original, the golds, a fresh gold outside the band, and the cheats; `--methods none` leaves
+    Beside them stand the original, the golds, fresh golds outside the band, and the cheats; `--methods none` leaves
     only these and so tests the audit itself.
 
     Example: `yesterday compare digit-6 --seeds 3`.
@@ -288,7 +288,7 @@ def compare(
     with progress_bars(options["quiet"] or options["as_json"]) as report:
         chosen = range(options["seed"], options["seed"] + seeds)
         wanted = {"all": tuple(METHODS), "none": ()}.get(methods, tuple(methods.split(",")))
-        found = compared(config, _folder(config, options, "compare-"), chosen, wanted, report)
+        found = compared(config, _folder(config, options, "compare-"), chosen, wanted, fresh, report)
     print(found.model_dump_json() if options["as_json"] else markdown(found))
 
 
@@ -301,7 +301,7 @@ def figures(
     from figures.render import render
     from figures.terminal import progress_bars
 
-    _threads(None)
+    _threads(1)
     with progress_bars(hidden=False) as report:
         paths = render(run, names, progress=lambda _, share: report("figures", share))
     Console().print(f"Drew {len(paths)} files in {run / 'figures'}.", highlight=False)
@@ -343,8 +343,9 @@ def show(
 ) -> None:
     """Print a run's table and verdict again."""
     from figures.terminal import print_run
+    from unlearn.documents import read_run
 
-    print_run(run, _read_run(run), quiet=False, as_json=as_json)
+    print_run(run, read_run(run), quiet=False, as_json=as_json)
 
 
 @app.command("list")
@@ -353,7 +354,9 @@ def list_runs(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")] = False,
 ) -> None:
     """List the runs in a folder with their verdicts."""
-    found = {path.parent: _read_run(path.parent) for path in sorted(folder.glob("*/run.json"))}
+    from unlearn.documents import read_run
+
+    found = {path.parent: read_run(path.parent) for path in sorted(folder.glob("*/run.json"))}
     if as_json:
         print(json.dumps([{"run": str(path), "verdict": done.verdict} for path, done in found.items()]))
         return
@@ -371,20 +374,6 @@ def methods() -> None:
 
     for name, method in METHODS.items():
         Console().print(f"[bold]{name}[/bold]  {method.summary}", highlight=False)
-
-
-def _read_run(folder: Path) -> "RunReport":
-    from pydantic import ValidationError
-
-    from unlearn.documents import RunReport
-
-    path = folder / "run.json"
-    if not path.is_file():
-        raise UserError(f"There is no run in {folder}; `yesterday list` shows the runs there are.")
-    try:
-        return RunReport.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is corrupted; run the same command again to make it anew.") from error
 
 
 def main() -> None:

@@ -2,9 +2,13 @@
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from analysis.audit.report import Document, Verdict
+from analysis.errors import UserError
 from analysis.scores import Scope
 from analysis.subjects.build import SubjectConfig
 
@@ -80,3 +84,24 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def read_run(folder: Path) -> RunReport:
+    """Read a run's `run.json`.
+
+    Args:
+        folder: The run folder.
+
+    Returns:
+        The document.
+
+    Raises:
+        UserError: There is none, or it is damaged.
+    """
+    path = folder / "run.json"
+    if not path.is_file():
+        raise UserError(f"There is no run in {folder}; `yesterday list` shows the runs there are.")
+    try:
+        return RunReport.model_validate_json(path.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is corrupted; run the same command again to make it anew.") from error

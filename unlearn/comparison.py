@@ -1,0 +1,264 @@
+"""Method x auditor: every method on one subject, with and without the mask, over several seeds, as one table."""
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Literal
+
+from analysis.audit.bench import Bench
+from analysis.audit.report import AuditReport, Document
+from analysis.audit.verdict import audit
+from analysis.errors import UserError
+from analysis.files import write_text
+from analysis.scores import Mask
+from unlearn.documents import RunConfig
+from unlearn.edit import Edit
+from unlearn.judging import CHEATS, OVERFORGETTING, cheat, checkpoints
+from unlearn.methods import METHODS
+from unlearn.run import Run, save_model
+from unlearn.stages import Report, locked
+
+REFERENCES = ("original", "untrained", *CHEATS)
+FRESH = "fresh gold"
+GOLD = "gold (mean)"
+
+
+class Row(Document):
+    """One method, or reference, over all seeds.
+
+    Attributes:
+        name: Of the method or model.
+        where: What it might change: "all", e.g. "5% fisher-ratio", or "" for references.
+        changed: Share of the weights that it changed, mean over seeds; None for references.
+        seconds: Time of the edit, mean over seeds; None for references.
+        mean: By auditor, mean over seeds.
+        sd: By auditor, standard deviation over seeds (for golds: within a seed, mean over seeds).
+        verdicts: One per seed (and, for fresh golds, per model).
+        outside: By auditor that counts in that seed: how many seeds put it outside the band.
+    """
+
+    name: str
+    where: str
+    changed: float | None
+    seconds: float | None
+    mean: dict[str, float]
+    sd: dict[str, float]
+    verdicts: list[str]
+    outside: dict[str, int]
+
+
+class Comparison(Document):
+    """Everything in `comparison.json`.
+
+    Attributes:
+        schema_version: Of this document.
+        subject: Its name.
+        seeds: Each trains its own original and golds.
+        golds: Gold models per seed.
+        rows: References, then methods.
+    """
+
+    schema_version: Literal[1] = 1
+    subject: str
+    seeds: list[int]
+    golds: int
+    rows: list[Row]
+
+
+def _cells(run: Run, methods: Collection[str]) -> dict[str, tuple[str, str]]:
+    task = "forget" if run.subject.incoming is None else "replace"
+    wheres = {"all": "all", "mask": f"{100 * run.config.fraction:g}% {run.config.measure}"}
+    return {
+        f"{name}-{key}": (name, where)
+        for name, method in METHODS.items()
+        for key, where in wheres.items()
+        if name in methods and method.task in {task, "both"} and not (name == "retrain" and key == "mask")
+    }
+
+
+def _edits(run: Run, methods: Collection[str]) -> dict[str, dict[str, float]]:
+    """Make every method's model; gives what each stage noted, by cell.
+
+    Args:
+        run: With original, mask and golds in place.
+        methods: Which.
+
+    Returns:
+        Facts and seconds by cell.
+    """
+    noted = {}
+    for cell, (name, _) in _cells(run, methods).items():
+        method = METHODS[name]
+        settings = {**run.task, "method": name, "settings": vars(method.settings), "cell": cell}
+
+        def work(_: object, cell: str = cell, name: str = name) -> dict[str, float]:
+            before = run.model("models/original.safetensors")
+            mask = Mask.load(run.folder / "mask.safetensors") if cell.endswith("-mask") else None
+            after = METHODS[name].run(before, run.subject, mask, run.config.seed, METHODS[name].settings, None)
+            edit = Edit.between(before.state_dict(), after.state_dict())
+            save_model(run.folder / f"cells/{cell}.safetensors", after)
+            return {"changed": edit.count / edit.total}
+
+        needs = ["models/original.safetensors", "mask.safetensors"]
+        facts = run.stages.run(cell, settings, needs, [f"cells/{cell}.safetensors"], work)
+        noted[cell] = {**facts, "seconds": run.stages.records[cell]["seconds"]}
+    return noted
+
+
+def _audit(run: Run, methods: Collection[str], fresh: Sequence[str]) -> AuditReport:
+    cells = {cell: f"cells/{cell}.safetensors" for cell in _cells(run, methods)}
+    files = {name: path for name, path in checkpoints(run).items() if name != "edited"}
+    files |= {f"{FRESH} {i}": path for i, path in enumerate(fresh)} | cells
+
+    def judge(_: object) -> None:
+        models = {name: run.model(path) for name, path in files.items()}
+        bench = Bench(run.subject, models, run.golds, overforgetting=OVERFORGETTING, seed=run.config.seed)
+        report = audit(bench, lambda _, share: run.report("comparing", share))
+        write_text(run.folder / "comparison-audit.json", report.model_dump_json(indent=1))
+
+    settings = {**run.task, "points": run.subject.network.points}
+    run.stages.run("comparing", settings, list(files.values()), ["comparison-audit.json"], judge)
+    return AuditReport.model_validate_json((run.folder / "comparison-audit.json").read_text(encoding="utf-8"))
+
+
+def _row(
+    name: str,
+    where: str,
+    models: Sequence[str],
+    reports: Sequence[AuditReport],
+    noted: Sequence[dict[str, dict[str, float]]],
+) -> Row:
+    values = {
+        m.auditor: [_value(report, m.auditor, model) for report in reports for model in models]
+        for m in reports[0].measurements
+    }
+    mine = [report.audits[model] for report in reports for model in models if model != GOLD]
+    facts = [one[model] for one in noted for model in models if model in one]
+    return Row(
+        name=name,
+        where=where,
+        changed=fmean(f["changed"] for f in facts) if facts else None,
+        seconds=fmean(f["seconds"] for f in facts) if facts else None,
+        mean={auditor: fmean(found) for auditor, found in values.items()},
+        sd={
+            auditor: fmean(_gold_sd(report, auditor) for report in reports)
+            if name == GOLD
+            else (stdev(found) if len(found) > 1 else 0.0)
+            for auditor, found in values.items()
+        },
+        verdicts=[each.verdict for each in mine],
+        outside={
+            auditor: sum(f.counted and not f.inside for each in mine for f in each.findings if f.auditor == auditor)
+            for auditor in values
+        },
+    )
+
+
+def _value(report: AuditReport, auditor: str, model: str) -> float:
+    measurement = next(m for m in report.measurements if m.auditor == auditor)
+    if model == GOLD:
+        return fmean(measurement.values[gold] for gold in report.golds)
+    return measurement.values[model]
+
+
+def _gold_sd(report: AuditReport, auditor: str) -> float:
+    measurement = next(m for m in report.measurements if m.auditor == auditor)
+    return stdev(measurement.values[gold] for gold in report.golds)
+
+
+def compare(
+    config: RunConfig, folder: Path, seeds: Sequence[int], methods: Collection[str], fresh: int, report: Report
+) -> Comparison:
+    """Make the table; whatever is there already and unchanged is used again.
+
+    Beside the methods stand the references: the original, the golds' mean, fresh golds that are not in the band (the
+    audit must call them erased), an untrained model, and the cheats (which it must call out).
+
+    Args:
+        config: Subject, measure, fraction and golds; its method makes the cheats, its seed is not used.
+        folder: Holds a run folder for each seed, `seed-N`, and then `comparison.json`.
+        seeds: Each trains its own original and golds, and decides everything else random.
+        methods: Which; none for the references alone.
+        fresh: Fresh golds per seed.
+        report: Called with what is running and the share done.
+
+    Returns:
+        The table, as written.
+
+    Raises:
+        UserError: There is no such method.
+    """
+    reports, noted = [], []
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown:
+        raise UserError(f"There is no method {unknown[0]!r}; give some of {', '.join(METHODS)}, or none.")
+    runs = [Run(config.model_copy(update={"seed": s}), folder / f"seed-{s}", _prefixed(report, s)) for s in seeds]
+    for run in runs:
+        with locked(run.folder):
+            run.original()
+            run.locate(check_causes=False)
+            run.edit()
+            run.train_golds()
+            never = run.train_fresh_golds(fresh)
+            cheat(run)
+            noted.append(_edits(run, methods))
+            reports.append(_audit(run, methods, never))
+    shown = {REFERENCES[0]: REFERENCES[:1], GOLD: [GOLD], FRESH: [f"{FRESH} {i}" for i in range(fresh)]}
+    shown |= {name: [name] for name in REFERENCES[1:]}
+    rows = [_row(name, "", models, reports, noted) for name, models in shown.items() if models]
+    rows += [_row(name, where, [cell], reports, noted) for cell, (name, where) in _cells(runs[0], methods).items()]
+    found = Comparison(subject=runs[0].subject.name, seeds=list(seeds), golds=len(runs[0].golds), rows=rows)
+    write_text(folder / "comparison.json", found.model_dump_json(indent=1))
+    write_text(folder / "comparison.md", markdown(found))
+    return found
+
+
+def _prefixed(report: Report, seed: int) -> Report:
+    return lambda stage, share: report(f"seed {seed}: {stage}", share)
+
+
+def markdown(found: Comparison) -> str:
+    """Write the table for people.
+
+    Args:
+        found: The comparison.
+
+    Returns:
+        A Markdown table: mean +- sd over seeds, * where some seed puts the value outside the gold band.
+    """
+    auditors = [a for a in COLUMNS if a in found.rows[0].mean]
+    head = ["model", "may change", *(COLUMNS[a] for a in auditors), "auditors outside", "verdict"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in found.rows:
+        cells = [row.name, row.where]
+        for auditor in auditors:
+            star = "*" if row.outside.get(auditor) else ""
+            cells.append(f"{row.mean[auditor]:.3g} ± {row.sd[auditor]:.2g}{star}")
+        beyond = sum(row.outside.values()) / max(1, len(row.verdicts))
+        counted = Counter(row.verdicts)
+        said = ", ".join(
+            f"{verdict} {n}x" if len(row.verdicts) > 1 else verdict for verdict, n in counted.most_common()
+        )
+        cells += [f"{beyond:.1f}" if row.verdicts else "", said]
+        lines.append("| " + " | ".join(cells) + " |")
+    n = f"{len(found.seeds)} seeds ({', '.join(map(str, found.seeds))}), {found.golds} golds each"
+    note = f"{found.subject}: mean ± sd over {n}; gold: sd among golds. * outside the gold band in at least one seed."
+    return "\n".join([*lines, "", note, ""])
+
+
+COLUMNS = {
+    "accuracy on the forgotten": "forgotten",
+    "accuracy on the rest": "rest",
+    "5-shot probe, hidden 1": "5-shot 1",
+    "5-shot probe, hidden 2": "5-shot 2",
+    "5-shot probe, hidden 3": "5-shot 3",
+    "full probe, outputs": "full probe, outputs",
+    "CKA to gold, hidden 1": "CKA 1",
+    "CKA to gold, hidden 2": "CKA 2",
+    "CKA to gold, hidden 3": "CKA 3",
+    "distance to gold": "distance",
+    "over-forgetting": "loss",
+    "relearning": "relearn",
+    "relearning, fresh output": "relearn, fresh output",
+}

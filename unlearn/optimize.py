@@ -1,0 +1,230 @@
+"""Masked optimisation with real freezing: outside the mask a model stays bit-identical, buffers included.
+
+Masked training leaks through weight decay, momentum and running statistics. So the model runs in evaluation mode
+(normalisation statistics and dropout stand still), gradients outside the mask are zeroed, and after every step
+whatever lies outside is put back from the original.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal, TypeVar
+
+import torch
+from torch import nn
+
+from analysis.errors import UserError
+from analysis.scores import Mask
+
+Watch = Callable[[int, nn.Module], None]
+"""Called with the number of steps taken and the model as it is then; it must not change the model."""
+
+Batch = TypeVar("Batch")
+Rate = float | Callable[[int], float]
+
+WATCH_EVERY = 10
+
+
+class Diverged(UserError):
+    """Loss or weights left the finite numbers; the last good model is kept.
+
+    Attributes:
+        model: The model at the last step at which loss and gradients were finite.
+        step: How many steps that model has taken.
+    """
+
+    def __init__(self, model: nn.Module, step: int) -> None:
+        """Keep what there is.
+
+        Args:
+            model: The last good model.
+            step: Its steps.
+        """
+        super().__init__(
+            f"The edit diverged after {step} steps: the loss or the weights are no longer finite numbers; "
+            "lower the learning rate or the number of steps, and check the model and the images for NaN."
+        )
+        self.model = model
+        self.step = step
+
+
+def falling(lr: float, steps: int) -> Callable[[int], float]:
+    """Let the learning rate fall linearly to zero.
+
+    Args:
+        lr: At the first step.
+        steps: How many there will be.
+
+    Returns:
+        The learning rate by step, counted from 0.
+    """
+    return lambda step: lr * max(0.0, 1 - step / steps)
+
+
+def batches(tensors: Sequence[torch.Tensor], size: int, steps: int, seed: int) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Draw batches for a fixed number of steps, shuffling anew for every pass over the data.
+
+    Args:
+        tensors: Aligned along their first dimension, e.g. images and targets.
+        size: Rows a batch (all rows when there are fewer).
+        steps: How many batches; the end of a pass is filled from the next one.
+        seed: Of the order.
+
+    Yields:
+        One tensor each of `size` rows, in the order of `tensors`.
+
+    Raises:
+        UserError: There are no rows, or `size` or `steps` is below 1.
+    """
+    total = len(tensors[0])
+    if total == 0:
+        raise UserError("There are no images to train on; check the data and the classes to forget.")
+    if size < 1 or steps < 1:
+        raise UserError(f"Batch size and number of steps must be at least 1, not {size} and {steps}.")
+    generator = torch.Generator().manual_seed(seed)
+    size = min(size, total)
+    waiting = torch.empty(0, dtype=torch.long)
+    for _ in range(steps):
+        if len(waiting) < size:
+            waiting = torch.cat([waiting, torch.randperm(total, generator=generator)])
+        chosen, waiting = waiting[:size], waiting[size:]
+        yield tuple(tensor[chosen] for tensor in tensors)
+
+
+def check_mask(model: nn.Module, mask: Mask) -> None:
+    """Check that a mask fits a model and allows something.
+
+    Args:
+        model: The model to be edited.
+        mask: What may change.
+
+    Raises:
+        UserError: The mask names other parameters, has other shapes, or is empty.
+    """
+    parameters = dict(model.named_parameters())
+    for name, bits in mask.bits.items():
+        if name not in parameters or parameters[name].shape != bits.shape:
+            raise UserError(
+                f"The mask's {name!r} does not fit the model; take a mask that was located in a model of the same "
+                "architecture."
+            )
+    if mask.count == 0:
+        raise UserError("The mask is empty, so nothing could be edited; locate with a larger fraction.")
+
+
+def _allowed(mask: Mask | None, name: str, parameter: nn.Parameter) -> torch.Tensor:
+    # The mask's bits for one parameter; a tensor without dimensions stands for all entries alike.
+    bits = torch.tensor(True) if mask is None else mask.bits.get(name, torch.tensor(False))
+    return bits.to(parameter.device)
+
+
+@torch.no_grad()
+def restore_outside(model: nn.Module, original: nn.Module, mask: Mask | None) -> None:
+    """Put back, in place and bit by bit, everything that an edit may not touch.
+
+    Args:
+        model: The edited model.
+        original: The model it was before.
+        mask: What may differ; None allows every parameter. Buffers never may.
+    """
+    for mine, theirs in zip(model.buffers(), original.buffers(), strict=True):
+        mine.copy_(theirs)
+    if mask is not None:
+        before = dict(original.named_parameters())
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.where(_allowed(mask, name, parameter), parameter, before[name]))
+
+
+def descend(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    loss: Callable[[nn.Module, Batch], torch.Tensor],
+    mask: Mask | None = None,
+    lr: Rate = 1e-3,
+    optimizer: Literal["adam", "sgd"] = "adam",
+    weight_decay: float = 0.0,
+    maximise: bool = False,
+    clip: float | None = None,
+    watch: Watch | None = None,
+    start: nn.Module | None = None,
+) -> nn.Module:
+    """Take one optimisation step per batch, changing nothing outside the mask.
+
+    Args:
+        model: The original; it is not changed, and what lies outside the mask stays as it is there.
+        batches: Whatever `loss` understands, one item a step.
+        loss: Gives the scalar loss of the working model, in evaluation mode, on one item.
+        mask: What may change; None allows every parameter. Buffers never change.
+        lr: Learning rate, or a function of the step (from 0).
+        optimizer: "adam" (decoupled weight decay) or "sgd" (momentum 0.9).
+        weight_decay: Strength of the decay, on what the mask allows only.
+        maximise: Climb instead of descend.
+        clip: Largest norm of the gradient inside the mask; longer ones are shortened to it. None: as it comes.
+        watch: Called with (0, model) first, every `WATCH_EVERY` steps, and after the last one. Setting out from
+            `start` counts as the first step.
+        start: Where to begin if not at `model`, e.g. with re-initialised weights; it is not changed.
+
+    Returns:
+        The edited copy, in evaluation mode, with `model`'s requires_grad flags.
+
+    Raises:
+        Diverged: Loss, gradients or weights are no longer finite; its `model` is the last good one.
+    """
+    if mask is not None:
+        check_mask(model, mask)
+    work = copy.deepcopy(model if start is None else start).eval()
+    restore_outside(work, model, mask)
+    trained: list[nn.Parameter] = []
+    frozen: list[torch.Tensor | None] = []
+    for name, parameter in work.named_parameters():
+        bits = _allowed(mask, name, parameter)
+        parameter.requires_grad_(bool(bits.any()))
+        if parameter.requires_grad:
+            trained.append(parameter)
+            frozen.append(None if bool(bits.all()) else ~bits)
+    if optimizer == "sgd":
+        stepper: torch.optim.Optimizer = torch.optim.SGD(trained, lr=0.0, momentum=0.9, weight_decay=weight_decay)
+    else:
+        stepper = torch.optim.AdamW(trained, lr=0.0, weight_decay=weight_decay)
+    good = [parameter.detach().clone() for parameter in trained]
+    taken = watched = 0 if start is None else 1
+    if watch:
+        watch(0, work if start is None else copy.deepcopy(model).eval())
+        if start is not None:
+            watch(1, work)
+    for step, batch in enumerate(batches):
+        stepper.zero_grad(set_to_none=True)
+        value = loss(work, batch)
+        (-value if maximise else value).backward()
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+        if not all(bool(torch.isfinite(number).all()) for number in (value, *gradients)):
+            raise Diverged(_finished(work, model, trained, good), max(0, step - 1))
+        for parameter, gradient, outside, last in zip(trained, gradients, frozen, good, strict=True):
+            last.copy_(parameter.detach())
+            parameter.grad = gradient if outside is None else gradient.masked_fill_(outside, 0)
+        if clip is not None:
+            nn.utils.clip_grad_norm_(trained, clip)
+        for group in stepper.param_groups:
+            group["lr"] = lr(step) if callable(lr) else lr
+        stepper.step()
+        restore_outside(work, model, mask)
+        taken += 1
+        if watch and taken % WATCH_EVERY == 0:
+            watch(taken, work)
+            watched = taken
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in trained):
+        raise Diverged(_finished(work, model, trained, good), max(0, taken - 1))
+    if watch and watched != taken:
+        watch(taken, work)
+    return _finished(work, model, trained, [parameter.detach() for parameter in trained])
+
+
+def _finished(
+    work: nn.Module, original: nn.Module, trained: Sequence[nn.Parameter], values: Sequence[torch.Tensor]
+) -> nn.Module:
+    for parameter, value in zip(trained, values, strict=True):
+        parameter.data.copy_(value)
+    for mine, theirs in zip(work.parameters(), original.parameters(), strict=True):
+        mine.requires_grad_(theirs.requires_grad)
+        mine.grad = None
+    restore_outside(work, original, None)  # buffers that a forward pass of the loss or of the watcher moved
+    return work.eval()
