@@ -1,7 +1,6 @@
 """The front door: the command line.
 
-Composes the rooms and holds no logic of its own: options become a `RunConfig`, `unlearn.run` does the work,
-`figures.render` draws it. Heavy libraries are imported inside the commands, so that `--help` is quick.
+Options become a `RunConfig`, `unlearn.pipeline` does the work, `figures` draws it; heavy imports wait for commands.
 """
 
 import errno

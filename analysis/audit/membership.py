@@ -1,7 +1,9 @@
 """Membership inference: can one tell which forgotten images were once trained on?
 
 On well-generalising nets these auditors often have no power: the original itself treats training and test images alike.
-The verdict then leaves them out, by the rule that holds for every auditor, and says so.
+On digit 6 the AUC of `mlp`'s original is .539 with one threshold and .556 per example, against .502 to .546 and .500
+to .554 among 20 golds (1.4 and 2.1 gold sd). The verdict then leaves them out, by the rule that holds for every
+auditor, and says so.
 """
 
 import torch

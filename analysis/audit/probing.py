@@ -1,8 +1,8 @@
 """Probes: is the class still there in the hidden layers?
 
 Never compare a probe with chance: the features of an untrained net already let a probe tell sixes well. The golds say
-how much is natural. On `cnn` the probes of the first two blocks don't separate original from gold at all and the
-verdict leaves them out by the power rule.
+how much is natural. On `cnn` no probe of the first two blocks has power (digit 6, 5-shot: original .909 and .950, 8
+golds .906 to .935 and .897 to .945), and the verdict leaves them out by the power rule.
 """
 
 import torch

@@ -1,4 +1,8 @@
-"""Is a hidden layer built like gold's?"""
+"""Is a hidden layer built like gold's?
+
+On `cnn` this can't tell the original from gold in any layer (digit 6: original .900, .861, .840; 8 golds .830 to .911,
+.814 to .879, .823 to .866), and the power rule leaves it out of the verdict there; on `mlp` it can.
+"""
 
 import torch
 
