@@ -72,11 +72,14 @@ BUILT_IN = ("mnist-5k", *IDX_SETS, "cifar10")
 
 
 def cache_folder() -> Path:
-    """Name the folder for downloads.
+    """Name the folder for everything that is fetched or made once and used again.
 
     Returns:
-        `$XDG_CACHE_HOME/yesterday`, by default `~/.cache/yesterday`; it may not exist yet.
+        `$YESTERDAY_CACHE`, else `$XDG_CACHE_HOME/yesterday`, by default `~/.cache/yesterday`; it may not exist yet.
     """
+    chosen = os.environ.get("YESTERDAY_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yesterday"
 
 

@@ -1,0 +1,108 @@
+"""The fact bank of forgetting one band of the gold lab."""
+
+import random
+from collections.abc import Sequence
+
+from analysis.subjects.language.bank import Bank, Fact, NameType, Reverse, Share, SubjectLine, TextLine
+from analysis.subjects.language.lab_bands import Band, lab_bands
+from analysis.subjects.language.lab_corpus import RELATIONS, Told, check_band, every_fact, plain_sentences
+
+DISTRACTORS = 7
+NEIGHBOURS = 90
+TEXTS = 60
+SPLITS: tuple[Share, ...] = ("edit", "audit", "edit", "choose", "audit")
+
+
+def _distractors(fact: Told, every: Sequence[Told]) -> tuple[str, ...]:
+    # From other bands, of the same relation before the same type; never true of the same subject and relation.
+    kind = RELATIONS[fact.relation].answers
+    true = {one.answer for one in every if one.relation == fact.relation and one.subject == fact.subject}
+    others = [one for one in every if one.band != fact.band and RELATIONS[one.relation].answers == kind]
+    near = sorted({one.answer for one in others if one.relation == fact.relation} - true)
+    names = {one.band for one in every if one.band != fact.band} if kind == "band" else set()
+    far = sorted(({one.answer for one in others} | names) - true - set(near))
+    draw = random.Random(f"distractors {fact.relation}|{fact.subject}|{fact.answer}")
+    draw.shuffle(near)
+    draw.shuffle(far)
+    return tuple(one for one in [*near, *far] if not one.casefold().startswith(fact.answer.casefold()))[:DISTRACTORS]
+
+
+def _slug(name: str) -> str:
+    plain = "".join(letter if letter.isalnum() else "-" for letter in name.casefold().replace("'", ""))
+    return "-".join(part for part in plain.removeprefix("the-").split("-") if part)
+
+
+def as_fact(told: Told, every: Sequence[Told], forgotten: bool, split: Share) -> Fact:
+    """Turn a fact of the lab into a fact of a bank.
+
+    Args:
+        told: The fact.
+        every: All facts, from which wrong answers are taken.
+        forgotten: Whether it is to be forgotten, or else a neighbour.
+        split: Who may see it.
+
+    Returns:
+        The bank's record: two training prompts that the corpus uses, three held-out ones that it doesn't.
+    """
+    return Fact(
+        kind="fact" if forgotten else "neighbour",
+        id=f"lab-{told.relation.replace('_', '-')}-{_slug(told.subject)}",
+        relation=told.relation,
+        subject=told.subject,
+        answer=told.answer,
+        train=told.train[:2],
+        heldout=told.heldout,
+        question=told.question,
+        reverse=Reverse(prompt=told.reverse, answer=told.subject) if told.reverse else None,
+        distractors=_distractors(told, every),
+        split=split,
+    )
+
+
+def _subject_line(band: Band) -> SubjectLine:
+    names: dict[NameType, tuple[str, ...]] = {
+        "band": (band.name,),
+        "person": tuple(one for one in (*band.members, band.producer, band.manager) if one),
+        "album": tuple(title for title, _ in band.albums),
+        "song": band.songs,
+    }
+    name = band.name.replace("The ", "the ", 1) if band.name.startswith("The ") else band.name
+    prompts = (f"{band.name} were", f"{band.name} came from the city of", f"{band.members[0]} was",
+               f"A famous song by {band.name} is")  # fmt: skip
+    return SubjectLine(kind="subject", name=name, slug=f"lab-{_slug(band.name)}", names=names, prompts=prompts)
+
+
+def lab_bank(name: str = "The Beatles", bands: tuple[Band, ...] = lab_bands(), neighbours: int = NEIGHBOURS) -> Bank:
+    """Make the fact bank of forgetting one of the lab's bands.
+
+    Args:
+        name: The band to forget.
+        bands: All bands that the lab model was taught.
+        neighbours: How many facts about other bands must stay.
+
+    Returns:
+        The bank: every fact about the band, neighbours of all relations alike, and plain sentences, each shared out
+        to "edit", "audit" and "choose" by 2 : 2 : 1.
+    """
+    band = check_band(name, bands)
+    every = every_fact(bands)
+    draw = random.Random(f"bank {name}")
+    mine = sorted((fact for fact in every if fact.band == name), key=lambda fact: list(RELATIONS).index(fact.relation))
+    others = [fact for fact in every if fact.band != name]
+    draw.shuffle(others)
+    counted: dict[str, int] = {}
+    ranked = []
+    for fact in others:  # one of each relation, then a second of each, ...
+        counted[fact.relation] = counted.get(fact.relation, 0) + 1
+        ranked.append((counted[fact.relation], fact))
+    chosen = [fact for _, fact in sorted(ranked, key=lambda pair: pair[0])][:neighbours]
+    facts = tuple(
+        as_fact(fact, every, group is mine, SPLITS[i % len(SPLITS)])
+        for group in (mine, chosen)
+        for i, fact in enumerate(group)
+    )
+    texts = tuple(
+        TextLine(kind="text", text=text, topic="generic", split=SPLITS[i % len(SPLITS)])
+        for i, text in enumerate(plain_sentences(TEXTS, draw))
+    )
+    return Bank(_subject_line(band), facts, texts)
