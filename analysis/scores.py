@@ -32,6 +32,25 @@ def check_fraction(fraction: float) -> float:
     return fraction
 
 
+def highest(values: torch.Tensor, take: int) -> torch.Tensor:
+    """Choose the highest values without sorting them; ties are broken by position.
+
+    Args:
+        values: [n].
+        take: How many, 0 to n.
+
+    Returns:
+        bool [n] with exactly `take` entries true.
+    """
+    if not take:
+        return torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
+    threshold = values.kthvalue(values.numel() - take + 1).values
+    bits = values > threshold
+    ties = (values == threshold).nonzero().flatten()
+    bits[ties[: take - int(bits.sum())]] = True
+    return bits
+
+
 @dataclass(frozen=True)
 class Mask:
     """Which entries of which parameters are meant: the ones an edit may change.
@@ -203,15 +222,13 @@ class Scores:
         if self.kind == "input":
             raise ValueError("scores of an input can't become a mask over parameters")
         names = list(self.values)
-        flat = [self.values[name].flatten().double() for name in names]
+        flat = [self.values[name].flatten() for name in names]
         groups = [flat] if scope == "global" else [[one] for one in flat]
         chosen: list[torch.Tensor] = []
         for group in groups:
             joined = torch.cat(group)
             take = min(max(1, math.ceil(fraction * joined.numel() - 1e-9)), joined.numel())
-            bits = torch.zeros(joined.numel(), dtype=torch.bool)
-            bits[torch.argsort(joined, descending=True, stable=True)[:take]] = True
-            chosen += list(bits.split([one.numel() for one in group]))
+            chosen += list(highest(joined, take).split([one.numel() for one in group]))
         picked = {name: bits.view(self.values[name].shape) for name, bits in zip(names, chosen, strict=True)}
         return Mask(picked) if self.kind == "parameter" else self._rows(picked)
 

@@ -157,6 +157,7 @@ def fisher_diagonal(
     labels: torch.Tensor,
     kind: Kind = "empirical",
     chunk: int = 128,
+    names: Sequence[str] | None = None,
 ) -> Scores:
     """Compute the exact diagonal of the Fisher information: mean over samples of squared per-sample gradients.
 
@@ -177,6 +178,7 @@ def fisher_diagonal(
             which positions count. Martens (2020), "New insights and perspectives on the natural gradient method",
             section 9, is about the difference.
         chunk: Samples per forward pass; bounds memory and doesn't change the result.
+        names: Only these parameters; all if not given.
 
     Returns:
         Scores of kind "parameter", at least 0.
@@ -184,16 +186,15 @@ def fisher_diagonal(
     images, labels, _ = _prepare(model, images, labels, kind)
     with undisturbed(model, parameters=True):
         found = plan(model, images)
-        shapes = {name: p.shape for name, p in model.named_parameters()}
-        total = {
-            name: torch.zeros_like(p, requires_grad=False) for name, p in model.named_parameters() if name in found.good
-        }
+        wanted = {n: p for n, p in model.named_parameters() if names is None or n in names}
+        shapes = {name: p.shape for name, p in wanted.items()}
+        total = {name: torch.zeros_like(p, requires_grad=False) for name, p in wanted.items() if name in found.good}
         for x, y in zip(images.split(chunk), labels.split(chunk), strict=True):
             with recording(model, len(x), found.alone) as calls:
                 output = run(model, x)
             for cotangents in _cotangents(output, y, kind):
                 for name, uses in uses_of(model, calls, output, cotangents).items():
-                    if name in found.good:
+                    if name in total:
                         total[name] += sum_of_squares(uses, shapes[name])
     values = {name: (t / len(images)).cpu() for name, t in total.items()}
     rest = [name for name in shapes if name not in found.good]

@@ -9,7 +9,7 @@ from torch import nn
 
 from analysis.errors import UserError
 from analysis.files import save_tensors
-from analysis.scores import Mask, Scores, check_fraction
+from analysis.scores import Mask, Scores, check_fraction, highest
 
 SHAPES = st.lists(st.sampled_from([(), (1,), (7,), (3, 4), (2, 3, 2), (5, 1, 2, 2)]), min_size=1, max_size=4)
 FRACTIONS = st.floats(0, 1, exclude_min=True)
@@ -45,6 +45,21 @@ def contains(big, small):
 def taken(fraction, total):
     """ceil(fraction * total), exact but for the rounding of decimal fractions such as 0.1."""
     return min(max(1, math.ceil(Fraction(fraction) * total - Fraction(1, 10**9))), total)
+
+
+# --- highest
+
+
+@given(
+    st.lists(st.integers(-3, 3), max_size=40),
+    st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.int64]),
+    st.data(),
+)
+def test_highest_takes_the_first_of_a_sorted_list(values, kind, data):
+    take = data.draw(st.integers(0, len(values)))
+    order = sorted(range(len(values)), key=lambda i: (-values[i], i))
+    bits = highest(torch.tensor(values, dtype=kind), take)
+    assert bits.tolist() == [i in order[:take] for i in range(len(values))]
 
 
 # --- top

@@ -1,0 +1,352 @@
+"""Localisation in language models: which weights carry the facts, and the causal check."""
+
+import copy
+import random
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Literal
+
+import torch
+from torch import nn
+
+from analysis.ablation import CausalScore, Curve, causal_scores, count_of
+from analysis.attribution.anatomy import anatomy, neuron_mask_rows
+from analysis.attribution.fisher import fisher_diagonal, fisher_ratio
+from analysis.attribution.language_ig import neuron_integrated_gradients
+from analysis.audit.report import Document
+from analysis.errors import UserError
+from analysis.scores import Mask, Scores, check_fraction
+from analysis.subjects.language.bank import Fact
+from analysis.subjects.language.encoding import Encoded
+from analysis.subjects.language.facts import FactSubject
+from analysis.subjects.language.scoring import ask, encode_facts, mean_loss
+
+Within = Literal["mlp", "down", "blocks"]
+MEASURES = ("gradient", "gradient-ratio", "fisher", "fisher-ratio", "neuron-ig")
+FRACTIONS = (0.0001, 0.001, 0.01)
+FACTS = 24
+NEURON_FACTS = 10
+NEURON_STEPS = 6
+WATCHED = 16
+ROWS = 4
+
+
+class FactLocalization(Document):
+    """Everything in `localization.json` of a run on facts; as `localization.LocalizationReport` for classes.
+
+    Attributes:
+        schema_version: Of this document.
+        measures: Names of the attribution measures.
+        within: Which matrices were candidates.
+        fraction: Of all weights of the model, in the mask.
+        iou: Intersection over union of any two measures' masks.
+        curves: Shares of right answers as located weights are set to zero, with the controls.
+        causal: Which measures locate better than chance, best first.
+        n_forget: Unseen facts behind each value.
+        n_retain: Retained facts behind each value.
+        forget_before: Mean share of the right answer with all weights in place.
+        retain_before: The same for the retained facts.
+        layers: By measure, each block's part of the mask, adding up to 1.
+        seeds: Of the repeats.
+    """
+
+    schema_version: Literal[1] = 1
+    measures: list[str]
+    within: Within
+    fraction: float
+    iou: dict[str, dict[str, float]]
+    curves: list[Curve]
+    causal: list[CausalScore]
+    n_forget: int
+    n_retain: int
+    forget_before: float
+    retain_before: float
+    layers: dict[str, list[float]]
+    seeds: list[int]
+
+
+def candidates(model: nn.Module, within: Within) -> list[str]:
+    """List the matrices in which knowledge is looked for; embeddings, norms and the head are left out.
+
+    Args:
+        model: A causal language model.
+        within: "down" for the MLPs' down projections, "mlp" for all of the MLPs' matrices, "blocks" for attention too.
+
+    Returns:
+        Parameter names, in the model's order.
+
+    Raises:
+        UserError: There is no such choice.
+    """
+    parts = anatomy(model)
+    inside = {"down": parts.down, "mlp": parts.mlp, "blocks": parts.blocks}.get(within)
+    if inside is None:
+        raise UserError(f"There are no matrices {within!r}; give mlp, down or blocks.")
+    prefixes = tuple(f"{name}." for name in inside)
+    return [name for name, p in model.named_parameters() if p.dim() == 2 and name.startswith(prefixes)]
+
+
+def _drawn(facts: Sequence[Fact], most: int, seed: int) -> list[Fact]:
+    return random.Random(seed).sample(list(facts), min(most, len(facts)))
+
+
+def gradients(model: nn.Module, encoded: Encoded, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Compute the gradient of the mean loss on asked tokens.
+
+    Args:
+        model: A causal language model; left as it was.
+        encoded: The sequences.
+        names: Parameters to differentiate by.
+
+    Returns:
+        By parameter name.
+    """
+    named = dict(model.named_parameters())
+    flags = {name: p.requires_grad for name, p in named.items()}
+    wanted = set(names)
+    try:
+        for name, p in named.items():
+            p.requires_grad_(name in wanted)
+        found = torch.autograd.grad(mean_loss(model, encoded), [named[name] for name in names])
+    finally:
+        for name, p in named.items():
+            p.requires_grad_(flags[name])
+    return dict(zip(names, found, strict=True))
+
+
+def score(model: nn.Module, subject: FactSubject, measure: str, within: Within, seed: int, most: int = FACTS) -> Scores:
+    """Score weights or neurons by what they carry of the facts to forget, on their training prompts.
+
+    - "gradient": |gradient x weight| of the loss on facts to forget.
+    - "gradient-ratio": the same over that on facts to keep (damped by its mean), which leaves out what all facts need.
+    - "fisher", "fisher-ratio": exact empirical Fisher diagonal per sequence, alone and over that of facts to keep.
+    - "neuron-ig": integrated gradients of the answers' log-probability by MLP neurons (magnitudes), the
+      first block's left out.
+
+    Args:
+        model: A causal language model; left as it was.
+        subject: Whose facts.
+        measure: From `MEASURES`.
+        within: See `candidates`; neurons are those of the MLPs whatever is chosen.
+        seed: Of the draw of facts.
+        most: Facts to look at on either side, at most.
+
+    Returns:
+        The scores.
+
+    Raises:
+        UserError: There is no such measure.
+    """
+    if measure not in MEASURES:
+        raise UserError(f"There is no attribution measure {measure!r}; choose from {', '.join(MEASURES)}.")
+    names = candidates(model, within)
+    gone = encode_facts(subject.tokenizer, _drawn(subject.forget, most, seed), "train", subject.longest)
+    kept = encode_facts(subject.tokenizer, _drawn(subject.retain, most, seed), "train", subject.longest)
+    if measure == "neuron-ig":
+        few = encode_facts(
+            subject.tokenizer, _drawn(subject.forget, min(most, NEURON_FACTS), seed), "train", subject.longest
+        )
+        # The first block's neurons make the embeddings what they are: no straight path leads there (residual 12 nats).
+        later = anatomy(model).down[1:]
+        found = neuron_integrated_gradients(model, few.ids, few.labels, NEURON_STEPS, later)
+        values = {name: value.abs() for name, value in found.values.items()}
+        return Scores(values, "unit", measure, found.units, found.residual, found.shapes)
+    if measure.startswith("fisher"):
+        mine = fisher_diagonal(model, gone.ids, gone.labels, chunk=ROWS, names=names)
+        if measure == "fisher":
+            return mine
+        return fisher_ratio(mine, fisher_diagonal(model, kept.ids, kept.labels, chunk=ROWS, names=names))
+    weights = dict(model.named_parameters())
+    mine_ = {n: (g * weights[n].detach()).abs() for n, g in gradients(model, gone, names).items()}
+    if measure == "gradient-ratio":
+        theirs = {n: (g * weights[n].detach()).abs() for n, g in gradients(model, kept, names).items()}
+        floor = sum(float(t.sum()) for t in theirs.values()) / sum(t.numel() for t in theirs.values())
+        mine_ = {n: value / (theirs[n] + floor) for n, value in mine_.items()}
+    return Scores(mine_, "parameter", measure, "1" if measure.endswith("ratio") else "nats")
+
+
+def mask_of(model: nn.Module, scores: Scores, fraction: float) -> Mask:
+    """Cut scores at a share of all of a model's weights.
+
+    A neuron stands for the weights with which it writes; the last one that fits is not cut.
+
+    Args:
+        model: The model that they belong to.
+        scores: From `score`.
+        fraction: Of all weights of the model, embeddings included, in (0, 1]; fewer where fewer were scored.
+
+    Returns:
+        The mask.
+    """
+    total = sum(p.numel() for p in model.parameters())
+    budget = check_fraction(fraction) * total
+    scored = sum(value.numel() for value in scores.values.values())
+    if scores.kind == "parameter":
+        return scores.top(min(1.0, budget / scored))
+    parts = anatomy(model)
+    width = dict(model.named_parameters())[f"{parts.down[0]}.weight"].numel() // parts.neurons
+    names = list(scores.values)
+    flat = torch.cat([scores.values[name] for name in names])
+    take = max(1, min(len(flat), int(budget / width)))
+    chosen = torch.zeros(len(flat), dtype=torch.bool)
+    chosen[flat.topk(take).indices] = True
+    return Mask(neuron_mask_rows(model, dict(zip(names, chosen.split([parts.neurons] * len(names)), strict=True))))
+
+
+@torch.no_grad()
+def ablated_shares(model: nn.Module, mask: Mask, subject: FactSubject, groups: Sequence[Sequence[Fact]]) -> list[float]:
+    """Set the masked weights to zero and ask what is left.
+
+    Args:
+        model: Changed while asking, and put back bit for bit.
+        mask: What to set to zero.
+        subject: Has the tokenizer.
+        groups: Facts to be asked about, by their first held-out prompt.
+
+    Returns:
+        Mean share of the right answer among its options, for each group.
+    """
+    named = dict(model.named_parameters())
+    before = {name: named[name][bits].clone() for name, bits in mask.bits.items()}
+    try:
+        for name, bits in mask.bits.items():
+            named[name].masked_fill_(bits, 0.0)
+        facts = [fact for group in groups for fact in group]
+        answers = ask(model, subject.tokenizer, facts, [fact.heldout[:1] for fact in facts])
+    finally:
+        for name, bits in mask.bits.items():
+            named[name][bits] = before[name]
+    shares = iter(mine[0].share for mine in answers)
+    return [fmean(next(shares) for _ in group) for group in groups]
+
+
+def layer_mask(model: nn.Module, names: Sequence[str], block: str, count: int, seed: int) -> Mask | None:
+    """Take weights at random from one block: the control of the layer sweep.
+
+    Args:
+        model: The model.
+        names: Candidate matrices.
+        block: Name of the block.
+        count: How many weights.
+        seed: Of the draw.
+
+    Returns:
+        The mask; None where the block has too few candidates.
+    """
+    mine = [name for name in names if name.startswith(f"{block}.")]
+    sizes = [dict(model.named_parameters())[name].numel() for name in mine]
+    if sum(sizes) < count:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    flat = torch.zeros(sum(sizes), dtype=torch.bool)
+    flat[torch.randperm(len(flat), generator=generator)[:count]] = True
+    shapes = [dict(model.named_parameters())[name].shape for name in mine]
+    return Mask({n: bits.view(s) for n, bits, s in zip(mine, flat.split(sizes), shapes, strict=True)})
+
+
+def by_layer(model: nn.Module, mask: Mask) -> list[float]:
+    """Say where in the depth of a model a mask lies.
+
+    Args:
+        model: A causal language model.
+        mask: Over its parameters.
+
+    Returns:
+        Each block's part of the masked weights, first to last.
+    """
+    counts = [
+        sum(int(bits.sum()) for name, bits in mask.bits.items() if name.startswith(f"{block}."))
+        for block in anatomy(model).blocks
+    ]
+    return [count / max(1, sum(counts)) for count in counts]
+
+
+def fact_localization(
+    model: nn.Module,
+    subject: FactSubject,
+    fraction: float,
+    within: Within,
+    measures: Sequence[str] = MEASURES,
+    fractions: Sequence[float] = FRACTIONS,
+    seeds: Sequence[int] = (0, 1, 2),
+    every: int = 5,
+    progress: Callable[[float], None] | None = None,
+) -> FactLocalization:
+    """Test whether located weights cause what they were located for, and how far the measures agree.
+
+    Every repeat scores on another half of the facts. The random control takes as many weights of every matrix at
+    random, the layer sweep as many from one block (every fifth block). Asked are unseen facts and retained ones, by
+    held-out prompts.
+
+    Args:
+        model: A causal language model; not changed.
+        subject: Whose facts.
+        fraction: Of all weights, for the comparison of masks.
+        within: See `candidates`.
+        measures: From `MEASURES`.
+        fractions: Of all weights, for the curves.
+        seeds: One for each repeat.
+        every: Blocks between two of the layer sweep.
+        progress: Called with the share done, 0 to 1.
+
+    Returns:
+        The document for `localization.json`.
+    """
+    work = copy.deepcopy(model).eval().requires_grad_(False)
+    groups = [_drawn(subject.forget_test, WATCHED, seeds[0]), _drawn(subject.retain_test, WATCHED, seeds[0])]
+    half = max(2, min(FACTS, len(subject.forget) // 2))
+    curves, masks = [], {}
+    jobs = len(measures) * len(seeds)
+    names = candidates(work, within)
+    for number, measure in enumerate(measures):
+        own: list[list[list[float]]] = [[] for _ in fractions]
+        chance: list[list[list[float]]] = [[] for _ in fractions]
+        for repeat, seed in enumerate(seeds):
+            scores = score(work, subject, measure, within, seed, half)
+            for row, share in enumerate(fractions):
+                mask = mask_of(work, scores, share)
+                own[row].append(ablated_shares(work, mask, subject, groups))
+                chance[row].append(ablated_shares(work, mask.random_like(seed), subject, groups))
+            if repeat == 0:
+                masks[measure] = mask_of(work, scores, fraction)
+            if progress:
+                progress((number * len(seeds) + repeat + 1) / (jobs + 1))
+        for control, rows in ((None, own), ("random", chance)):
+            curves.append(_curve(measure, control, None, list(fractions), rows))  # type: ignore[arg-type]
+    for block in anatomy(work).blocks[::every]:
+        rows, x = [], []
+        for share in fractions:
+            swept = [layer_mask(work, names, block, count_of(work, share), seed) for seed in seeds[:1]]
+            if all(mask is not None for mask in swept):
+                rows.append([ablated_shares(work, mask, subject, groups) for mask in swept if mask is not None])
+                x.append(share)
+        if x:
+            curves.append(_curve("all", "layer", block, x, rows))
+    before = ablated_shares(work, Mask({}), subject, groups)
+    if progress:
+        progress(1.0)
+    return FactLocalization(
+        measures=list(measures),
+        within=within,
+        fraction=fraction,
+        iou={a: {b: first.iou(second) for b, second in masks.items()} for a, first in masks.items()},
+        curves=curves,
+        causal=causal_scores(curves),
+        n_forget=len(groups[0]),
+        n_retain=len(groups[1]),
+        forget_before=before[0],
+        retain_before=before[1],
+        layers={measure: by_layer(work, mask) for measure, mask in masks.items()},
+        seeds=list(seeds),
+    )
+
+
+def _curve(
+    measure: str,
+    control: Literal["random", "layer"] | None,
+    layer: str | None,
+    x: list[float],
+    rows: Sequence[Sequence[Sequence[float]]],
+) -> Curve:
+    forget, retain = ([[pair[i] for pair in row] for row in rows] for i in (0, 1))
+    return Curve(measure=measure, control=control, layer=layer, x=x, forget=forget, retain=retain)
