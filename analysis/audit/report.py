@@ -48,7 +48,7 @@ class Measurement(Document):
         outside: On which side of the band's edge a model is not like gold.
         scale: Scale on which the band is computed.
         values: By model name.
-        spread: Standard deviation over `repeats`, by model name; empty where there is nothing to repeat.
+        spread: Standard deviation over `repeats` (for facts: standard error over facts), by model name; may be empty.
         repeats: Draws or attack seeds behind each value.
         examples: Test images behind each value.
         band: The golds' band.
@@ -117,6 +117,24 @@ class Audit(Document):
     findings: list[Finding]
 
 
+class Calibration(Document):
+    """How well an auditor parts facts that were planted into a model from facts that were not.
+
+    Attributes:
+        auditor: Its name.
+        auc: Area under the ROC curve over facts; 1 parts them all, 0.5 none.
+        p: One-sided p value of the Mann-Whitney test that it is above one half.
+        facts: On each side.
+        separates: Whether it does so beyond chance; if not, it stays out of the verdict.
+    """
+
+    auditor: str
+    auc: float
+    p: float
+    facts: int
+    separates: bool
+
+
 class AuditReport(Document):
     """Everything in `audit.json`.
 
@@ -129,6 +147,8 @@ class AuditReport(Document):
         measurements: One per auditor, all models side by side.
         audits: By model name, for every model that is not one of the golds.
         not_measured: What this audit did not look at.
+        calibration: Of each auditor on planted facts, where there are any.
+        yardstick: What the golds are, in the plural.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -139,3 +159,5 @@ class AuditReport(Document):
     measurements: list[Measurement]
     audits: dict[str, Audit]
     not_measured: list[str]
+    calibration: list[Calibration] = []
+    yardstick: str = "models that never knew"

@@ -1,6 +1,7 @@
 """From readings to a verdict: remembered, hidden, damaged or erased."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from analysis.audit.bands import FAMILY_LEVEL, deviation, gold_band
 from analysis.audit.behaviour import confusion, forget_accuracy, incoming_accuracy, over_forgetting, retain_accuracy
@@ -64,7 +65,9 @@ def _beyond(reading: Reading, band: Band, model: str) -> bool:
     return value > band.edge if reading.outside == "above" else value < band.edge
 
 
-def measured(found: Sequence[Reading], golds: Sequence[str]) -> list[Measurement]:
+def measured(
+    found: Sequence[Reading], golds: Sequence[str], left_out: Mapping[str, str] | None = None
+) -> list[Measurement]:
     """Draw the gold bands and decide, from golds and controls alone, which auditors have the power to count.
 
     The family level of 5% is divided equally, first among all readings to see which of them put the model that they
@@ -73,6 +76,7 @@ def measured(found: Sequence[Reading], golds: Sequence[str]) -> list[Measurement
     Args:
         found: What the auditors read.
         golds: Names of the gold models, at least two.
+        left_out: Auditors that can't count for another reason, and the reason.
 
     Returns:
         One measurement per reading, in the same order.
@@ -80,6 +84,9 @@ def measured(found: Sequence[Reading], golds: Sequence[str]) -> list[Measurement
     wide = FAMILY_LEVEL / len(found)
     why: list[str] = []
     for reading in found:
+        if left_out and reading.auditor in left_out:
+            why.append(left_out[reading.auditor])
+            continue
         if reading.telling not in reading.values:
             why.append("no control to measure its power with")
             continue
@@ -119,30 +126,81 @@ def measured(found: Sequence[Reading], golds: Sequence[str]) -> list[Measurement
     return out
 
 
-def _sentence(forgotten: str, verdict: Verdict, damaged: bool, outside: list[Finding], counted: int, golds: int) -> str:
+@dataclass(frozen=True)
+class Words:
+    """How a verdict speaks.
+
+    Attributes:
+        knows: What a model that knows does, after "the model".
+        knew_not: What one that forgot does, likewise.
+        gone: What is gone.
+        yardstick: What it is compared with, in the plural.
+    """
+
+    knows: str
+    knew_not: str
+    gone: str
+    yardstick: str = "models that never knew"
+
+
+def class_words(forgotten: str) -> Words:
+    """Speak of a class.
+
+    Args:
+        forgotten: The forgotten classes, readable.
+
+    Returns:
+        The words.
+    """
+    return Words(f'still answers "{forgotten}"', f'no longer answers "{forgotten}"', f'"{forgotten}" is gone')
+
+
+def fact_words(forgotten: str, yardstick: str) -> Words:
+    """Speak of facts.
+
+    Args:
+        forgotten: Whom they are about.
+        yardstick: What the model is compared with, in the plural.
+
+    Returns:
+        The words.
+    """
+    return Words(
+        f"still knows {forgotten}",
+        f"no longer answers questions about {forgotten}",
+        f"what was known of {forgotten} is gone",
+        yardstick,
+    )
+
+
+def _sentence(
+    words: Words, verdict: Verdict, damaged: bool, outside: list[Finding], counted: int, asked: int, golds: int
+) -> str:
+    never = f"{golds} {words.yardstick}"
     worst = max(outside, key=lambda f: f.distance, default=None)
-    tail = f" It is also damaged: the rest is below the band of {golds} models that never knew." if damaged else ""
+    tail = f" It is also damaged: the rest is below the band of {never}." if damaged else ""
     if verdict == "remembered":
-        return f'Remembered: the model still answers "{forgotten}".' + tail
+        return f"Remembered: the model {words.knows}." + tail
     if verdict == "hidden" and worst:
         how_many = "1 auditor still sees" if len(outside) == 1 else f"{len(outside)} of {counted} auditors still see"
         return (
-            f'Hidden, not erased: the model no longer answers "{forgotten}", but {how_many} it '
-            f"(most plainly: {worst.auditor}, {worst.distance:.1f} sd from {golds} models that never knew).{tail}"
+            f"Hidden, not erased: the model {words.knew_not}, but {how_many} it "
+            f"(most plainly: {worst.auditor}, {worst.distance:.1f} sd from {never}).{tail}"
         )
     if verdict == "damaged":
-        return f'Damaged: "{forgotten}" is gone, but the rest is below the band of {golds} models that never knew.'
-    return f'Erased: all {counted} auditors that can tell see it among {golds} models that never knew "{forgotten}".'
+        return f"Damaged: {words.gone}, but the rest is below the band of {never}."
+    few = f" But only {counted} of {asked} auditors have the power to tell here." if 2 * counted < asked else ""
+    return f"Erased: all {counted} auditors that can tell see it among {never}.{few}"
 
 
-def judge(model: str, measurements: Sequence[Measurement], found: Sequence[Reading], forgotten: str) -> Audit:
+def judge(model: str, measurements: Sequence[Measurement], found: Sequence[Reading], words: Words) -> Audit:
     """Judge one model by where it lies.
 
     Args:
         model: Its name.
         measurements: From `measured`.
-        found: The readings behind them, in the same order.
-        forgotten: The forgotten classes, readable.
+        found: The readings behind them, in the same order; those that the model has no part in are passed over.
+        words: How the verdict speaks.
 
     Returns:
         The verdict: "remembered" when behaviour is beyond the band, else "hidden" when an inner auditor is, else
@@ -157,6 +215,8 @@ def judge(model: str, measurements: Sequence[Measurement], found: Sequence[Readi
         if measurement.band is None:
             raise ValueError(f"{measurement.auditor} has no band")
         golds = measurement.band.n
+        if model not in measurement.values:
+            continue
         findings.append(
             Finding(
                 auditor=measurement.auditor,
@@ -176,7 +236,9 @@ def judge(model: str, measurements: Sequence[Measurement], found: Sequence[Readi
     else:
         verdict = "damaged" if damaged else "erased"
     counted = sum(f.counted for f in findings)
-    sentence = _sentence(forgotten, verdict, damaged and verdict != "damaged", outside["inner"], counted, golds)
+    sentence = _sentence(
+        words, verdict, damaged and verdict != "damaged", outside["inner"], counted, len(findings), golds
+    )
     return Audit(model=model, verdict=verdict, damaged=damaged, sentence=sentence, findings=findings)
 
 
@@ -202,6 +264,10 @@ def audit(bench: Bench, progress: AuditProgress | None = None) -> AuditReport:
         seed=bench.seed,
         golds=list(bench.golds),
         measurements=measurements,
-        audits={name: judge(name, measurements, found, forgotten) for name in bench.models if name not in bench.golds},
+        audits={
+            name: judge(name, measurements, found, class_words(forgotten))
+            for name in bench.models
+            if name not in bench.golds
+        },
         not_measured=[*NOT_MEASURED, *(f"{m.auditor}: {m.why_not}" for m in measurements if m.why_not)],
     )

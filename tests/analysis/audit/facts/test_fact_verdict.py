@@ -1,0 +1,239 @@
+import json
+from statistics import fmean, stdev
+
+import pytest
+import torch
+from fact_cases import case, half_taught, share, state
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from analysis.audit.facts.case import QUICK, FactReading, ids
+from analysis.audit.facts.retained import drawn_again, retained
+from analysis.audit.facts.verdict import audit_facts, calibrate, gather, read_case
+from analysis.audit.report import AuditReport
+from analysis.audit.verdict import class_words, fact_words
+
+GOLDS = tuple(f"twin-{i}" for i in range(8))
+WORDS = fact_words("the Beatles", "fictional twins")
+FACTS = 20
+
+
+def reading(auditor, mean, role="inner", outside="above", telling="original", seed=0, spread=0.02):
+    noise = torch.randn(FACTS, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * spread
+    return FactReading(auditor=auditor, group=auditor, role=role, unit="share", outside=outside, telling=telling,
+                       scale="identity",
+                       facts=tuple(f"f-{i}" for i in range(FACTS)), values=tuple((mean + noise).tolist()),
+                       curve_x=(0.0, 4.0), curve=(mean, mean))  # fmt: skip
+
+
+def readings(said, inside, kept, seed, loud=-1.0):
+    return [
+        reading("said", said, "behaviour", seed=seed),
+        reading("probe", inside, seed=seed + 1),
+        reading("margin", loud, outside="below", telling="over-forgetting", seed=seed + 2),
+        reading("kept", kept, "damage", "below", "over-forgetting", seed=seed + 3),
+    ]
+
+
+@pytest.fixture
+def cases():
+    out = {
+        "original": readings(0.9, 0.9, 0.8, 1),
+        "remembers": readings(0.7, 0.9, 0.8, 10),
+        "hides": readings(0.2, 0.6, 0.8, 20),
+        "shouts": readings(0.2, 0.2, 0.8, 25, loud=-30.0),
+        "broken": readings(0.2, 0.2, 0.1, 30),
+        "erased": readings(0.2, 0.2, 0.8, 40),
+        "both": readings(0.2, 0.7, 0.1, 45),
+        "over-forgetting": readings(0.0, 0.2, 0.1, 50, loud=-40.0),
+    }
+    for i, gold in enumerate(GOLDS):
+        out[gold] = readings(0.2 + 0.01 * (i - 3.5), 0.2 + 0.01 * (i % 3), 0.8, 100 + 10 * i)[:3]
+    return out
+
+
+def test_verdicts_follow_from_where_a_case_lies(cases) -> None:
+    report = audit_facts("beatles", "the Beatles", cases, GOLDS, WORDS)
+    verdicts = {name: audit.verdict for name, audit in report.audits.items()}
+    assert verdicts == {
+        "original": "remembered",
+        "remembers": "remembered",
+        "hides": "hidden",
+        "shouts": "hidden",
+        "broken": "damaged",
+        "erased": "erased",
+        "both": "hidden",
+        "over-forgetting": "hidden",
+    }
+    assert {name for name, audit in report.audits.items() if audit.damaged} == {"broken", "both", "over-forgetting"}
+    assert all(one.counted for one in report.measurements)
+    assert report.golds == list(GOLDS)
+    assert report.yardstick == "fictional twins"
+    assert not set(report.audits) & set(GOLDS)
+    assert AuditReport.model_validate_json(report.model_dump_json()) == report
+    assert any("trained from scratch" in what for what in report.not_measured)
+
+
+def test_verdicts_are_said_in_the_words_for_facts(cases) -> None:
+    said = {name: audit.sentence for name, audit in audit_facts("b", "the Beatles", cases, GOLDS, WORDS).audits.items()}
+    assert said["original"] == "Remembered: the model still knows the Beatles."
+    assert said["hides"].startswith(
+        "Hidden, not erased: the model no longer answers questions about the Beatles, but 1 auditor still sees it "
+        "(most plainly: probe, "
+    )
+    assert said["hides"].endswith(" sd from 8 fictional twins).")
+    assert said["broken"] == (
+        "Damaged: what was known of the Beatles is gone, but the rest is below the band of 8 fictional twins."
+    )
+    assert said["both"].endswith("It is also damaged: the rest is below the band of 8 fictional twins.")
+    assert said["erased"] == "Erased: all 4 auditors that can tell see it among 8 fictional twins."
+    assert class_words("6").knows == 'still answers "6"'
+    assert class_words("6").yardstick == "models that never knew"
+
+
+def test_an_auditor_that_does_not_part_planted_facts_stays_out(cases) -> None:
+    planted = {
+        "planted": readings(0.9, 0.5, 0.8, 200),
+        "never": readings(0.2, 0.5, 0.8, 300),
+    }
+    with_it = audit_facts("b", "the Beatles", {**cases, **planted}, GOLDS, WORDS)
+    without = audit_facts("b", "the Beatles", {**cases, **planted}, GOLDS, WORDS, ("planted", "never"))
+    assert with_it.audits["hides"].verdict == "hidden"
+    assert without.audits["hides"].verdict == "erased"
+    assert [one.auditor for one in without.calibration] == ["said", "probe"]
+    assert [one.separates for one in without.calibration] == [True, False]
+    probe = next(one for one in without.measurements if one.auditor == "probe")
+    assert not probe.counted
+    assert "planted facts" in probe.why_not
+    assert f"probe: {probe.why_not}" in without.not_measured
+    assert not with_it.calibration
+
+
+def test_an_auditor_that_cannot_tell_the_original_from_twins_stays_out(cases) -> None:
+    blind = {name: [*found, reading("blind", 0.5, seed=len(name) + i)] for i, (name, found) in enumerate(cases.items())}
+    blind["hides"][-1] = reading("blind", 5.0)
+    blind["hides"][1] = reading("probe", 0.2)
+    report = audit_facts("b", "the Beatles", blind, GOLDS, WORDS)
+    assert report.audits["hides"].verdict == "erased"
+    assert "no power" in next(one.why_not for one in report.measurements if one.auditor == "blind")
+
+
+@pytest.mark.parametrize("outside", ["above", "below"])
+@pytest.mark.parametrize("gap", [0.0, 0.5, 3.0])
+def test_calibration_is_the_area_under_the_roc_curve(outside: str, gap: float) -> None:
+    sign = 1 if outside == "above" else -1
+    chance = torch.Generator().manual_seed(4)
+    # Rounded, so that there are ties.
+    knows = [round(float(one) + sign * gap, 1) for one in torch.randn(23, generator=chance)]
+    never = [round(float(one), 1) for one in torch.randn(19, generator=chance)]
+    made = [
+        FactReading(auditor="a", group="g", role="inner", unit="1", outside=outside, facts=("f",) * len(v), values=v)
+        for v in (tuple(knows), tuple(never))
+    ]
+    (found,) = calibrate(made[:1], made[1:])
+    labels = [1] * 23 + [0] * 19
+    assert found.auc == pytest.approx(roc_auc_score(labels, [sign * one for one in (*knows, *never)]), abs=1e-12)
+    assert found.p == pytest.approx(
+        stats.mannwhitneyu([sign * one for one in knows], [sign * one for one in never], alternative="greater").pvalue
+    )
+    assert found.separates == (gap == 3.0)
+    assert found.facts == 23
+
+
+def test_only_auditors_of_knowledge_that_read_both_are_calibrated() -> None:
+    both = readings(0.5, 0.5, 0.5, 0)
+    assert [one.auditor for one in calibrate(both, both)] == ["said", "probe"]
+    assert [one.auditor for one in calibrate(both, both[:1])] == ["said"]
+    same = reading("same", 0.0, spread=0.0)
+    (tied,) = calibrate([same], [same])
+    assert (tied.auc, tied.separates) == (0.5, False)
+
+
+def test_gathering_takes_means_and_standard_errors_over_facts(cases) -> None:
+    found = {one.auditor: one for one in gather(cases, GOLDS, seed=3)}
+    assert list(found) == ["said", "probe", "margin", "kept"]
+    for name, mine in cases.items():
+        for one in mine:
+            assert found[one.auditor].values[name] == pytest.approx(fmean(one.values))
+            assert found[one.auditor].spread[name] == pytest.approx(stdev(one.values) / FACTS**0.5)
+            assert found[one.auditor].curves[name] == one.curve
+    kept = found["kept"]
+    assert set(kept.values) == set(cases)
+    twins = [kept.values[gold] for gold in GOLDS]
+    assert len(set(twins)) == 8
+    assert stdev(twins) == pytest.approx(kept.spread["original"], rel=0.8)
+    assert gather(cases, GOLDS, seed=3) == gather(cases, GOLDS, seed=3)
+    assert gather(cases, GOLDS, seed=4)[3].values["twin-0"] != kept.values["twin-0"]
+
+
+def test_an_auditor_that_a_twin_lacks_is_left_out(cases) -> None:
+    fewer = {**cases, "twin-3": cases["twin-3"][1:]}
+    assert [one.auditor for one in gather(fewer, GOLDS)] == ["probe", "margin", "kept"]
+
+
+def test_a_case_is_judged_by_the_auditors_that_looked_at_it(cases) -> None:
+    short = {**cases, "hides": cases["hides"][:1], "remembers": cases["remembers"][:3]}
+    report = audit_facts("b", "the Beatles", short, GOLDS, WORDS)
+    assert len(report.measurements) == 4
+    assert [one.auditor for one in report.audits["hides"].findings] == ["said"]
+    assert report.audits["hides"].sentence.startswith("Erased: all 1 auditors")
+    assert report.audits["remembers"].verdict == "remembered"
+    assert report.audits["broken"].verdict == "damaged"
+
+
+def test_drawing_again_takes_values_with_their_facts_at_random() -> None:
+    one = reading("kept", 0.5)
+    again = drawn_again(one, 1)
+    whole = dict(zip(one.facts, one.values, strict=True))
+    assert len(again.values) == FACTS
+    assert all(whole[name] == value for name, value in zip(again.facts, again.values, strict=True))
+    assert len(set(again.facts)) < FACTS
+    means = [fmean(drawn_again(one, seed).values) for seed in range(400)]
+    assert fmean(means) == pytest.approx(fmean(one.values), abs=1e-3)
+    expected = stdev(one.values) / FACTS**0.5
+    assert stdev(means) == pytest.approx(expected, rel=0.15)
+
+
+def test_what_must_stay_is_read_one_by_one() -> None:
+    model = half_taught("llama")
+    mine = case(model)
+    found = {one.auditor: one for one in retained(mine)}
+    facts = {one.id: one for one in mine.subject.retain_test}
+    reads = found["right answer, kept facts"]
+    assert {facts[name].kind for name in reads.facts} == {"neighbour", "far"}
+    for name, value in zip(reads.facts, reads.values, strict=True):
+        one = facts[name]
+        slow = share(model, [(one.heldout[0], o) for o in (one.answer, *one.distractors)])
+        assert value == pytest.approx(slow, abs=1e-9)
+    losses = []
+    with torch.no_grad():
+        for text in mine.subject.texts_test:
+            row = torch.tensor([mine.tokenizer(text).input_ids])
+            losses.append(float(model(input_ids=row, labels=row).loss))
+    assert sorted(found["loss on plain text"].values) == pytest.approx(sorted(losses), abs=1e-6)
+    assert all(one.role == "damage" for one in found.values())
+
+
+def test_one_case_read_by_all_is_read_the_same_twice_and_left_as_it_was() -> None:
+    model = half_taught("gpt2")
+    before, told = state(model), []
+    mine = read_case(case(model), progress=told.append)
+    assert mine == read_case(case(model))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert told == sorted(told)
+    assert len({one.auditor for one in mine}) == len(mine) >= 18
+    for one in mine:
+        assert len(one.facts) == len(one.values) > 0
+        assert FactReading.model_validate(json.loads(one.model_dump_json())) == one
+    twin = read_case(case(model), keeps=False)
+    assert twin == [one for one in mine if one.role != "damage"]
+    # Two facts are left to judge attackers on, too few for a probe.
+    asking = read_case(case(model), attacks=False)
+    assert asking == [one for one in mine if one in asking]
+    assert {one.group for one in mine} - {one.group for one in asking} == {
+        "lens", "context", "rounding", "leak", "soft prompt", "benign", "relearn",
+    }  # fmt: skip
+    quick = {one.group for one in read_case(case(model, budget=QUICK))}
+    assert {one.group for one in mine} - quick == {"leak", "soft prompt", "benign", "relearn"}
+    assert ids(case(model).unseen) == next(one.facts for one in mine if one.auditor == "right answer, facts held out")
