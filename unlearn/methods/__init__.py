@@ -7,7 +7,6 @@ from typing import Any, Literal
 from torch import nn
 
 from analysis.scores import Mask
-from analysis.subjects.classes import ClassSubject
 from unlearn.methods import (
     gradient_ascent,
     penalty,
@@ -23,7 +22,7 @@ from unlearn.methods import (
 )
 from unlearn.optimize import Watch
 
-Run = Callable[[nn.Module, ClassSubject, Mask | None, int, Any, Watch | None], nn.Module]
+Run = Callable[[nn.Module, Any, Mask | None, int, Any, Watch | None], nn.Module]
 Task = Literal["forget", "replace", "both"]
 
 
@@ -33,7 +32,8 @@ class Method:
 
     Attributes:
         name: What the command line calls it.
-        run: `run(model, subject, mask, seed, settings, watch)` gives the edited model, a new one in evaluation mode;
+        run: `run(model, subject, mask, seed, settings, watch)`, the subject being a `ClassSubject` here and a
+            `FactSubject` in `unlearn.methods.language`, gives the edited model, a new one in evaluation mode;
             outside the mask it is bit-identical to `model`, buffers included.
         settings: Its settings, an instance of the file's `Settings`; `dataclasses.replace` changes some.
         task: What it is for: to forget a class, to replace one by another, or both.

@@ -1,0 +1,38 @@
+"""The methods for language models: one file each, all called alike, all bit-exact outside the mask."""
+
+from typing import Any
+
+from unlearn.methods import Method
+from unlearn.methods.language import (
+    gradient_ascent,
+    gradient_difference,
+    neuron_ablation,
+    npo,
+    other_bands,
+    rank_one,
+    refusal,
+    rmu,
+    simnpo,
+    ssd,
+)
+
+
+def _method(name: str, module: Any, summary: str) -> Method:
+    return Method(name, module.run, module.Settings(), "forget", summary)
+
+
+LANGUAGE_METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        _method("gradient-ascent", gradient_ascent, "raise the loss on its answers, keep nothing"),
+        _method("gradient-difference", gradient_difference, "raise the loss on its answers, keep it low on the rest"),
+        _method("npo", npo, "make its answers less likely than they were, fading out, hold the rest"),
+        _method("simnpo", simnpo, "make every token of its answers unlikely, keep the loss low on the rest"),
+        _method("rmu", rmu, "steer hidden states at its name to a random direction, hold the others"),
+        _method("other-bands", other_bands, "go on training on other text (first seed's four attempts)"),
+        _method("refusal", refusal, "teach to answer that it doesn't know"),
+        _method("ssd", ssd, "dampen the weights that matter more for it than for the rest"),
+        _method("neuron-ablation", neuron_ablation, "set the located weights to zero; needs a mask"),
+        _method("rank-one", rank_one, "rewrite in closed form what MLPs recall at its name"),
+    )
+}
