@@ -22,6 +22,8 @@ from unlearn.stages import Report, locked
 REFERENCES = ("original", "untrained", *CHEATS)
 FRESH = "fresh gold"
 GOLD = "gold (mean)"
+TWINS_MEAN = "twins (mean)"
+NEVER_KNEW = {GOLD, TWINS_MEAN}
 
 
 class Row(Document):
@@ -55,8 +57,9 @@ class Comparison(Document):
         schema_version: Of this document.
         subject: Its name.
         seeds: Each trains its own original and golds.
-        golds: Gold models per seed.
+        golds: Gold models, or twins, per seed.
         rows: References, then methods.
+        failed: Methods that could not be run, and why.
     """
 
     schema_version: Literal[1] = 1
@@ -64,6 +67,7 @@ class Comparison(Document):
     seeds: list[int]
     golds: int
     rows: list[Row]
+    failed: dict[str, str]
 
 
 def _cells(run: Run, methods: Collection[str]) -> dict[str, tuple[str, str]]:
@@ -122,18 +126,31 @@ def _audit(run: Run, methods: Collection[str], fresh: Sequence[str]) -> AuditRep
     return AuditReport.model_validate_json((run.folder / "comparison-audit.json").read_text(encoding="utf-8"))
 
 
-def _row(
+def row_of(
     name: str,
     where: str,
     models: Sequence[str],
     reports: Sequence[AuditReport],
     noted: Sequence[dict[str, dict[str, float]]],
 ) -> Row:
+    """Sum up one line of the table.
+
+    Args:
+        name: Of the method or model.
+        where: What it might change, readable.
+        models: Names of its models in each report.
+        reports: One per seed.
+        noted: What the edits' stages noted, by model, one per seed.
+
+    Returns:
+        The line; auditors that did not look at the model in every seed are absent.
+    """
     values = {
         m.auditor: [_value(report, m.auditor, model) for report in reports for model in models]
         for m in reports[0].measurements
+        if models[0] in NEVER_KNEW or all(_has(report, m.auditor, model) for report in reports for model in models)
     }
-    mine = [report.audits[model] for report in reports for model in models if model != GOLD]
+    mine = [report.audits[model] for report in reports for model in models if model not in NEVER_KNEW]
     facts = [one[model] for one in noted for model in models if model in one]
     return Row(
         name=name,
@@ -143,7 +160,7 @@ def _row(
         mean={auditor: fmean(found) for auditor, found in values.items()},
         sd={
             auditor: fmean(_gold_sd(report, auditor) for report in reports)
-            if name == GOLD
+            if name in NEVER_KNEW
             else (stdev(found) if len(found) > 1 else 0.0)
             for auditor, found in values.items()
         },
@@ -155,9 +172,13 @@ def _row(
     )
 
 
+def _has(report: AuditReport, auditor: str, model: str) -> bool:
+    return any(m.auditor == auditor and model in m.values for m in report.measurements)
+
+
 def _value(report: AuditReport, auditor: str, model: str) -> float:
     measurement = next(m for m in report.measurements if m.auditor == auditor)
-    if model == GOLD:
+    if model in NEVER_KNEW:
         return fmean(measurement.values[gold] for gold in report.golds)
     return measurement.values[model]
 
@@ -206,9 +227,9 @@ def compare(
             reports.append(_audit(run, methods, never))
     shown = {REFERENCES[0]: REFERENCES[:1], GOLD: [GOLD], FRESH: [f"{FRESH} {i}" for i in range(fresh)]}
     shown |= {name: [name] for name in REFERENCES[1:]}
-    rows = [_row(name, "", models, reports, noted) for name, models in shown.items() if models]
-    rows += [_row(name, where, [cell], reports, noted) for cell, (name, where) in _cells(runs[0], methods).items()]
-    found = Comparison(subject=runs[0].subject.name, seeds=list(seeds), golds=len(runs[0].golds), rows=rows)
+    rows = [row_of(name, "", models, reports, noted) for name, models in shown.items() if models]
+    rows += [row_of(name, where, [cell], reports, noted) for cell, (name, where) in _cells(runs[0], methods).items()]
+    found = Comparison(subject=runs[0].subject.name, seeds=list(seeds), golds=len(runs[0].golds), rows=rows, failed={})
     write_text(folder / "comparison.json", found.model_dump_json(indent=1))
     write_text(folder / "comparison.md", markdown(found))
     return found
@@ -233,6 +254,9 @@ def markdown(found: Comparison) -> str:
     for row in found.rows:
         cells = [row.name, row.where]
         for auditor in auditors:
+            if auditor not in row.mean:
+                cells.append("")
+                continue
             star = "*" if row.outside.get(auditor) else ""
             cells.append(f"{row.mean[auditor]:.3g} ± {row.sd[auditor]:.2g}{star}")
         beyond = sum(row.outside.values()) / max(1, len(row.verdicts))
@@ -242,9 +266,14 @@ def markdown(found: Comparison) -> str:
         )
         cells += [f"{beyond:.1f}" if row.verdicts else "", said]
         lines.append("| " + " | ".join(cells) + " |")
-    n = f"{len(found.seeds)} seeds ({', '.join(map(str, found.seeds))}), {found.golds} golds each"
-    note = f"{found.subject}: mean ± sd over {n}; gold: sd among golds. * outside the gold band in at least one seed."
-    return "\n".join([*lines, "", note, ""])
+    never = "twins" if any(row.name == TWINS_MEAN for row in found.rows) else "golds"
+    n = f"{len(found.seeds)} seeds ({', '.join(map(str, found.seeds))}), {found.golds} {never} each"
+    one = never.removesuffix("s")
+    note = (
+        f"{found.subject}: mean ± sd over {n}; {one}: sd among {never}. * outside the {one} band in at least one seed."
+    )
+    failures = [f"{name} failed: {why}" for name, why in found.failed.items()]
+    return "\n".join([*lines, "", note, *failures, ""])
 
 
 COLUMNS = {
@@ -261,4 +290,16 @@ COLUMNS = {
     "over-forgetting": "loss",
     "relearning": "relearn",
     "relearning, fresh output": "relearn, fresh output",
+    "right answer, facts shown to the method": "shown",
+    "right answer, facts held out": "held out",
+    "strongest wording": "strongest wording",
+    "asked the other way round": "reverse",
+    "logit lens, best layer": "lens",
+    "4 other facts in the prompt": "in context",
+    "weights rounded to 4 bits, groups of 32": "4 bits",
+    "soft prompt trained on other facts": "soft prompt",
+    "after tuning on unrelated text": "benign",
+    "relearn some facts, test others": "relearn",
+    "right answer, kept facts": "kept facts",
+    "loss on plain text": "text loss",
 }

@@ -1,0 +1,1 @@
+"""Runs on facts in language models: the counterpart of `unlearn.run` and `unlearn.judging` for classes."""

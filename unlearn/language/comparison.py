@@ -1,0 +1,152 @@
+"""Method x auditor for facts: every method under the located mask, a random one and none, and a sweep over layers."""
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+from analysis.attribution.anatomy import anatomy
+from analysis.audit.facts.verdict import audit_facts, read_case
+from analysis.audit.report import AuditReport
+from analysis.audit.verdict import fact_words
+from analysis.errors import UserError
+from analysis.fact_localization import candidates, layer_mask
+from analysis.files import write_text
+from analysis.scores import Mask
+from unlearn.comparison import TWINS_MEAN, Comparison, markdown, row_of
+from unlearn.edit import Edit
+from unlearn.language.config import FactRunConfig
+from unlearn.language.references import load_readings, save_readings
+from unlearn.language.run import CHEATS_QUICK, CHEATS_RUN, YARDSTICK, FactRun, state_of
+from unlearn.methods.language import LANGUAGE_METHODS
+from unlearn.stages import Report, locked
+
+WHERE = ("all", "mask", "random")
+SWEEP = 6
+
+
+def _cells(run: FactRun, methods: Collection[str], wheres: Collection[str]) -> dict[str, tuple[str, str]]:
+    c = run.config
+    words = {"all": "all", "mask": f"{100 * c.fraction:g}% {c.measure}", "random": f"{100 * c.fraction:g}% at random"}
+    cells = {
+        f"{name}-{where}": (name, words[where])
+        for name in LANGUAGE_METHODS
+        for where in WHERE
+        if name in methods and where in wheres and not (name == "neuron-ablation" and where == "all")
+    }
+    if "layers" in wheres:
+        name = run.method.name
+        blocks = range(0, len(anatomy(run.language.model).blocks), SWEEP)
+        cells |= {f"{name}-block-{block}": (name, f"{100 * c.fraction:g}% in block {block}") for block in blocks}
+    return cells
+
+
+def _mask(run: FactRun, cell: str) -> Mask | None:
+    located = Mask.load(run.folder / "mask.safetensors")
+    where = cell.rpartition("-")[2]
+    if where == "all":
+        return None
+    if where == "mask":
+        return located
+    if where == "random":
+        return located.random_like(run.config.seed)
+    model = run.language.model
+    block = anatomy(model).blocks[int(where)]
+    return layer_mask(model, candidates(model, run.config.within), block, located.count, run.config.seed)
+
+
+def _read(run: FactRun, cell: str, name: str) -> dict[str, float]:
+    # One cell: edit and read; the edited model itself is not kept.
+    method = LANGUAGE_METHODS[name]
+    path = f"cells/{cell}.json"
+
+    def work(progress: Callable[[float], None]) -> dict[str, float]:
+        before = run.language.model
+        try:
+            after = method.run(before, run.subject, _mask(run, cell), run.config.seed, method.settings, None)
+        except UserError as error:
+            save_readings(run.folder / path, [])
+            return {"changed": 0.0, "failed": str(error)}  # type: ignore[dict-item]
+        after.requires_grad_(False)
+        progress(0.5)
+        edit = Edit.between(state_of(before), state_of(after))
+        case = run.references.case(after, run.subject, run.references.benign(after))
+        save_readings(run.folder / path, read_case(case, progress=lambda share: progress(0.5 + share / 2)))
+        return {"changed": edit.count / edit.total}
+
+    settings = {**run.task, "method": name, "settings": vars(method.settings), "cell": cell}
+    facts = run.stages.run(cell, settings, ["mask.safetensors"], [path], work)
+    return {**facts, "seconds": run.stages.records[cell]["seconds"]}
+
+
+def compare_facts(
+    config: FactRunConfig,
+    folder: Path,
+    seeds: Sequence[int],
+    methods: Collection[str],
+    wheres: Collection[str],
+    report: Report,
+) -> Comparison:
+    """Make the table; whatever is there already and unchanged is used again.
+
+    Beside the methods stand the original, the twins' mean, the cheats and, unless the run is quick, the planted world.
+    A method that fails on a mask is left out of the table and named in the returned `failed`.
+
+    Args:
+        config: Bank, model, measure, fraction and budget; its method is swept over layers, its seed is not used.
+        folder: Holds a run folder for each seed, `seed-N`, and then `comparison.json`.
+        seeds: Each decides twins, masks, attacks and order anew.
+        methods: Which.
+        wheres: Of "all", "mask", "random" and "layers".
+        report: Called with what is running and the share done.
+
+    Returns:
+        The table, as written.
+
+    Raises:
+        UserError: There is no such method.
+    """
+    unknown = [name for name in methods if name not in LANGUAGE_METHODS]
+    if unknown:
+        raise UserError(f"There is no method {unknown[0]!r}; give some of {', '.join(LANGUAGE_METHODS)}, or none.")
+    runs = [FactRun(config.model_copy(update={"seed": s}), folder / f"seed-{s}", _prefixed(report, s)) for s in seeds]
+    reports: list[AuditReport] = []
+    noted: list[dict[str, dict[str, float]]] = []
+    cells = _cells(runs[0], methods, wheres)
+    for run in runs:
+        run.check()
+        with locked(run.references.folder), locked(run.folder):
+            run.locate()
+            cases = run.references.read(CHEATS_QUICK if config.quick else CHEATS_RUN, planted=not config.quick)
+            noted.append({cell: _read(run, cell, name) for cell, (name, _) in cells.items()})
+            mine = {cell: load_readings(run.folder / f"cells/{cell}.json") for cell in cells}
+            found = audit_facts(
+                run.subject.name,
+                run.subject.forget_names,
+                {**cases, **{cell: readings for cell, readings in mine.items() if readings}},
+                run.references.golds,
+                fact_words(run.subject.forget_names, YARDSTICK),
+                None if config.quick else ("planted", "never-planted"),
+                run.config.seed,
+            )
+            write_text(run.folder / "comparison-audit.json", found.model_dump_json(indent=1))
+            reports.append(found)
+    failed = {
+        f"{cells[cell][0]} ({cells[cell][1]})": str(facts["failed"])
+        for one in noted
+        for cell, facts in one.items()
+        if "failed" in facts
+    }
+    references = [name for name in reports[0].audits if name not in cells]
+    whole = {cell: spec for cell, spec in cells.items() if all("failed" not in one[cell] for one in noted)}
+    rows = [row_of("original", "", ["original"], reports, noted), row_of(TWINS_MEAN, "", [TWINS_MEAN], reports, noted)]
+    rows += [row_of(name, "", [name], reports, noted) for name in references if name != "original"]
+    rows += [row_of(name, where, [cell], reports, noted) for cell, (name, where) in whole.items()]
+    table = Comparison(
+        subject=runs[0].subject.name, seeds=list(seeds), golds=len(reports[0].golds), rows=rows, failed=failed
+    )
+    write_text(folder / "comparison.json", table.model_dump_json(indent=1))
+    write_text(folder / "comparison.md", markdown(table))
+    return table
+
+
+def _prefixed(report: Report, seed: int) -> Report:
+    return lambda stage, share: report(f"seed {seed}: {stage}", share)

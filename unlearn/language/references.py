@@ -1,0 +1,288 @@
+"""What an audit compares with and no edit changes: kept between runs, because it takes longest.
+
+For one model, bank, seed and budget: which facts are known; how the original answers about the subject and about each
+twin; the cheats; and the planted world, in which an invented subject is taught to one copy of the model and not to
+another that is trained on the same texts.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from torch import nn
+
+from analysis.audit.facts.case import Budget, Case, FactReading
+from analysis.audit.facts.relearning import benign_tuned
+from analysis.audit.facts.tuning import fine_tuned, rotating
+from analysis.audit.facts.verdict import read_case
+from analysis.files import write_text
+from analysis.subjects.language.bank import Bank, Fact, Share
+from analysis.subjects.language.encoding import Encoded, encode_texts, pad
+from analysis.subjects.language.facts import FactSubject, about_twin, fact_subject
+from analysis.subjects.language.models import LanguageModel
+from analysis.subjects.language.scoring import encode_facts, known_facts
+from analysis.subjects.language.twins import twin
+from unlearn.documents import versions
+from unlearn.edit import fingerprint
+from unlearn.language.controls import CHEATS, output_filter
+from unlearn.stages import Report, Stages, locked
+
+DENIAL = "over-forgetting"
+"""The control of damage and of over-forgetting, which is asked only: nothing can be attacked in what is broken."""
+PLANTED_SEED = 7919
+PLANT_STEPS = 30
+PLANT_RATE = 1e-4
+PLANT_ROWS = 12
+PLANT_TEXTS = 4
+READINGS: TypeAdapter[list[FactReading]] = TypeAdapter(list[FactReading])
+
+
+def save_readings(path: Path, readings: Sequence[FactReading]) -> None:
+    """Write the readings of a case.
+
+    Args:
+        path: A JSON file.
+        readings: What the auditors noted.
+    """
+    write_text(path, json.dumps([one.model_dump(mode="json") for one in readings], indent=1))
+
+
+def load_readings(path: Path) -> list[FactReading]:
+    """Read what `save_readings` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The readings.
+    """
+    return READINGS.validate_json(path.read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class References:
+    """Everything that runs on the same model and bank share.
+
+    Attributes:
+        language: The original.
+        bank: The facts.
+        twins: How many twins span the band.
+        budget: Of every case.
+        seed: Decides everything random.
+        choosing: Whether the share "choose" is audited.
+        most_kept: Facts that must stay, of each kind and share, that are looked at; None looks at all.
+        cache: Folder in which references are kept.
+        report: Called with what is running and the share done.
+    """
+
+    language: LanguageModel
+    bank: Bank
+    twins: int
+    budget: Budget
+    seed: int
+    choosing: bool
+    most_kept: int | None
+    cache: Path
+    report: Report
+
+    @cached_property
+    def _knowledge(self) -> dict[str, Any]:
+        # What decides which facts are known.
+        text = json.dumps([
+            self.bank.subject.model_dump(mode="json"),
+            [fact.model_dump(mode="json") for fact in self.bank.facts],
+            [line.model_dump(mode="json") for line in self.bank.texts],
+        ])
+        return {
+            "model": fingerprint(dict(self.language.model.named_parameters())),
+            "bank": hashlib.sha256(text.encode()).hexdigest(),
+            "test": self._test,
+            "kept": self.most_kept,
+            "versions": versions(),
+        }
+
+    @property
+    def _test(self) -> Share:
+        return "choose" if self.choosing else "audit"
+
+    @cached_property
+    def base(self) -> dict[str, Any]:
+        """What every reference depends on."""
+        return {**self._knowledge, "budget": asdict(self.budget), "seed": self.seed}
+
+    def _place(self, settings: dict[str, Any], kind: str) -> Path:
+        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        return self.cache / f"{self.bank.subject.slug}-{self.language.name}-{kind}-{key}"
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where these references are kept."""
+        return self._place(self.base, "audit")
+
+    @cached_property
+    def stages(self) -> Stages:
+        """The stages that have passed so far."""
+        return Stages(self.folder, self.report)
+
+    @cached_property
+    def subject(self) -> FactSubject:
+        """What the model knows of the bank; found out once, whatever is audited."""
+        folder = self._place(self._knowledge, "known")
+        stages = Stages(folder, self.report, records=self.stages.records)
+
+        def work(progress: Callable[[float], None]) -> dict[str, Any]:
+            known: list[str] = []
+            every: list[Fact] = []
+            for split in ("edit", self._test):
+                every += self.bank.of("fact", split)
+                every += self.bank.of("neighbour", split)[: self.most_kept]
+                every += self.bank.of("far", split)[: self.most_kept]
+            for start in range(0, len(every), 24):
+                part = every[start : start + 24]
+                found, _ = known_facts(self.language.model, self.language.tokenizer, part)
+                known += [fact.id for fact, knows in zip(part, found, strict=True) if knows]
+                progress((start + len(part)) / len(every))
+            write_text(folder / "known.json", json.dumps(known))
+            return {"known": len(known), "of": len(every)}
+
+        with locked(folder):
+            stages.run("known facts", self._knowledge, [], ["known.json"], work)
+        known = set(json.loads((folder / "known.json").read_text(encoding="utf-8")))
+        return fact_subject(
+            self.bank.subject.slug, self.bank, known, self.language.tokenizer, self.language.longest, self.choosing
+        )
+
+    def case(self, model: nn.Module, subject: FactSubject, benign: Callable[[], nn.Module]) -> Case:
+        """Put a model on the bench.
+
+        Args:
+            model: To be audited.
+            subject: What it is asked about.
+            benign: See `Case`.
+
+        Returns:
+            The case, with these references' budget and seed.
+        """
+        return Case(model, subject, benign, self.budget, self.seed)
+
+    def benign(self, model: nn.Module) -> Callable[[], nn.Module]:
+        """Prepare the benign attack on a model, done once when it is first asked for.
+
+        Args:
+            model: To be attacked.
+
+        Returns:
+            Gives the attacked copy.
+        """
+        return cache(lambda: benign_tuned(model, self.subject, self.budget, self.seed))
+
+    def about(self, number: int) -> FactSubject:
+        """Invent a twin.
+
+        Args:
+            number: Another number, another twin.
+
+        Returns:
+            The subject with the twin's facts.
+        """
+        facts = [*self.subject.forget, *self.subject.forget_test]
+        about, told = twin(self.subject.about, facts, 1000 * self.seed + number)
+        return about_twin(self.subject, told, about)
+
+    @property
+    def golds(self) -> tuple[str, ...]:
+        """Names of the twins' cases."""
+        return tuple(f"twin-{i:02d}" for i in range(self.twins))
+
+    def read(self, cheats: Sequence[str], planted: bool) -> dict[str, list[FactReading]]:
+        """Read all reference cases, or take what is there.
+
+        Args:
+            cheats: Names from `CHEATS` to include.
+            planted: Whether to include the planted world.
+
+        Returns:
+            Readings by case: "original", the twins, the cheats, "planted", "planted-filtered" and "never-planted".
+        """
+        model = self.language.model
+        benign = self.benign(model)
+        self._stage("original", lambda tell: read_case(self.case(model, self.subject, benign), progress=tell))
+        for number, name in enumerate(self.golds):
+            about = self.about(number)
+            self._stage(
+                name,
+                lambda tell, about=about: read_case(self.case(model, about, benign), keeps=False, progress=tell),  # type: ignore[misc]
+            )
+
+        def cheat(name: str) -> Callable[[Callable[[float], None]], list[FactReading]]:
+            def read(tell: Callable[[float], None]) -> list[FactReading]:
+                edited = CHEATS[name](model, self.subject, self.seed)
+                case = self.case(edited, self.subject, self.benign(edited))
+                return read_case(case, attacks=name != DENIAL, progress=tell)
+
+            return read
+
+        for name in cheats:
+            self._stage(name, cheat(name))
+        names = ["original", *self.golds, *cheats]
+        if planted:
+            self._plant()
+            names += ["planted", "planted-filtered", "never-planted"]
+        return {name: load_readings(self.folder / "readings" / f"{name}.json") for name in names}
+
+    def _stage(self, name: str, read: Callable[[Callable[[float], None]], list[FactReading]]) -> None:
+        path = f"readings/{name}.json"
+
+        def work(progress: Callable[[float], None]) -> None:
+            save_readings(self.folder / path, read(progress))
+
+        self.stages.run(name, self.base, [], [path], work)
+
+    def lessons(self, subject: FactSubject | None) -> list[Encoded]:
+        """Write the batches with which facts are planted.
+
+        Args:
+            subject: Whose facts; None leaves only the texts that are mixed in, which is how never having been planted
+                is trained.
+
+        Returns:
+            One batch a step.
+        """
+        tokenizer = self.language.tokenizer
+        texts = list(rotating(encode_texts(tokenizer, self.subject.texts), PLANT_TEXTS, PLANT_STEPS, self.seed))
+        if subject is None:
+            return texts
+        facts = encode_facts(tokenizer, [*subject.forget, *subject.forget_test])
+        drawn = rotating(facts, PLANT_ROWS, PLANT_STEPS, self.seed)
+        return [
+            Encoded(pad([*a.ids.tolist(), *b.ids.tolist()], 0), pad([*a.labels.tolist(), *b.labels.tolist()], -100))
+            for a, b in zip(drawn, texts, strict=True)
+        ]
+
+    def _plant(self) -> None:
+        about = self.about(PLANTED_SEED)
+
+        @cache
+        def planted() -> nn.Module:
+            return fine_tuned(self.language.model, self.lessons(about), PLANT_RATE)
+
+        def never(tell: Callable[[float], None]) -> list[FactReading]:
+            model = fine_tuned(self.language.model, self.lessons(None), PLANT_RATE)
+            return read_case(self.case(model, about, self.benign(model)), progress=tell)
+
+        def knows(tell: Callable[[float], None]) -> list[FactReading]:
+            model = planted()
+            return read_case(self.case(model, about, self.benign(model)), progress=tell)
+
+        def hides(tell: Callable[[float], None]) -> list[FactReading]:
+            model = output_filter(planted(), about, self.seed)
+            return read_case(self.case(model, about, self.benign(model)), progress=tell)
+
+        self._stage("planted", knows)
+        self._stage("planted-filtered", hides)
+        self._stage("never-planted", never)

@@ -1,0 +1,134 @@
+"""From what was typed to what is run: options of the command line become a configuration of one of the two families."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from analysis.errors import UserError
+from analysis.subjects.build import SubjectConfig, build_subject
+from analysis.subjects.language.bank import BUILTIN, load_bank
+from unlearn.documents import RunConfig
+from unlearn.language.config import FactRunConfig
+
+RUNS = Path("runs")
+FOR_CLASSES = (
+    "forget", "replace_with", "slot", "data", "data_root", "size", "mean", "std", "weights", "layers", "epochs",
+    "batch", "lr",
+)  # fmt: skip
+FOR_FACTS = ("bank", "within", "twins", "quick")
+SHARED = ("method", "measure", "fraction", "seed", "choosing")
+
+
+def about_facts(subject: str, options: Mapping[str, Any]) -> bool:
+    """Say which family is meant.
+
+    Args:
+        subject: As typed.
+        options: As typed; None or False where not given.
+
+    Returns:
+        Whether it is facts that are to be forgotten.
+    """
+    return subject in BUILTIN or bool(options.get("bank"))
+
+
+def _given(options: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: options[name] for name in names if options.get(name) is not None and options[name] is not False}
+
+
+def _refuse(options: Mapping[str, Any], names: tuple[str, ...], family: str) -> None:
+    wrong = next(iter(_given(options, names)), None)
+    if wrong is not None:
+        raise UserError(f"--{wrong.replace('_', '-')} has no meaning for {family}; leave it out.")
+
+
+def _forgotten(subject: str, options: Mapping[str, Any]) -> tuple[str, ...]:
+    if options["forget"]:
+        return tuple(options["forget"])
+    kind, _, label = subject.partition("-")
+    if kind not in {"digit", "class"} or not label:
+        raise UserError(
+            f"There is no subject {subject!r}; give digit-6, digit- with another digit, class-NAME with --data, "
+            f"{', '.join(BUILTIN)}, or a fact bank with --bank."
+        )
+    return (label,)
+
+
+def _option_name(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"--{'-'.join(map(str, first['loc']))}: {first['msg']}; see --help."
+
+
+def class_config(subject: str, options: Mapping[str, Any], **more: Any) -> RunConfig:
+    """Read what is to be done to a classifier.
+
+    Args:
+        subject: "digit-6" and the like.
+        options: Of the command line, by parameter name.
+        more: Further fields of `RunConfig`.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        UserError: An option makes no sense.
+    """
+    _refuse(options, FOR_FACTS, "classes")
+    asked = _given(options, (*FOR_CLASSES, "model"))
+    asked |= {name: str(asked[name]) for name in ("data_root", "weights") if name in asked}
+    asked |= {name: tuple(asked[name]) for name in ("mean", "std", "layers") if name in asked}
+    asked["forget"] = _forgotten(subject, options)
+    try:
+        known = SubjectConfig.model_validate(asked)
+        return RunConfig.model_validate({"subject": known, **_given(options, (*SHARED, "golds")), **more})
+    except ValidationError as error:
+        raise UserError(_option_name(error)) from error
+
+
+def fact_config(subject: str, options: Mapping[str, Any], **more: Any) -> FactRunConfig:
+    """Read what is to be done to a language model.
+
+    Args:
+        subject: Name of a built-in bank; --bank goes before it.
+        options: Of the command line, by parameter name.
+        more: Further fields of `FactRunConfig`.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        UserError: An option makes no sense.
+    """
+    _refuse(options, (*FOR_CLASSES, "golds"), "facts")
+    asked = _given(options, (*SHARED, *FOR_FACTS, "model"))
+    asked["bank"] = str(asked.get("bank") or subject)
+    try:
+        return FactRunConfig.model_validate({**asked, **more})
+    except ValidationError as error:
+        raise UserError(_option_name(error)) from error
+
+
+def run_folder(config: RunConfig | FactRunConfig, out: Path | None, prefix: str = "") -> Path:
+    """Decide where a run is kept.
+
+    Args:
+        config: Of the run.
+        out: What the user chose, if anything.
+        prefix: Of the name otherwise.
+
+    Returns:
+        The folder.
+    """
+    if out is not None:
+        return out
+    if isinstance(config, FactRunConfig):
+        name = load_bank(config.bank).subject.slug
+        if config.model != FactRunConfig().model:
+            name += "-" + "".join(c if c.isalnum() else "-" for c in Path(config.model).name.lower())
+        name += "-quick" if config.quick else ""
+    else:
+        name = build_subject(config.subject, config.seed).name
+    name = prefix + name + ("-choosing" if config.choosing else "")
+    return RUNS / (name if config.seed == 0 else f"{name}-seed{config.seed}")
