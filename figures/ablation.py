@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
+from analysis.ablation import CausalScore, Curve
 from figures.artefacts import Run
 from figures.style import FAINT, FORGOTTEN, RETAINED, Drawing, canvas, finish, styled
 from figures.words import percent, plural, seeds_in_words, shorten, tick_percent
@@ -59,24 +61,59 @@ def _gap(x: Sequence[float], forget: Sequence[Sequence[float]], retain: Sequence
     return float(kept[at] - lost[at]), float(x[at]), float(lost[at]), float(kept[at])
 
 
-@styled
-def draw(run: Run) -> Drawing:
-    """Draw accuracy on forgotten and retained images against the share of weights that is ablated.
+def own(curves: Sequence[Curve]) -> list[Curve]:
+    """Pick the curves of the measures' own rankings.
 
     Args:
-        run: With a localization report.
+        curves: All, with controls.
 
     Returns:
-        A panel per measure with its random control (as many weights in each layer), then one per layer of the sweep.
+        One per measure.
     """
-    report = run.localization
-    mine = [c for c in report.curves if c.control is None]
-    random = {c.measure: c for c in report.curves if c.control == "random"}
-    sweep = [c for c in report.curves if c.control == "layer"]
+    return [c for c in curves if c.control is None]
+
+
+def widest(curves: Sequence[Curve]) -> tuple[str, float, float, float]:
+    """Find the measure that takes most from the forgotten and least from the rest.
+
+    Args:
+        curves: With at least one measure's own.
+
+    Returns:
+        Its name, the share of the weights where the gap is widest, and there what is left of the forgotten and of the
+        rest.
+    """
+    best = max(own(curves), key=lambda c: _gap(c.x, c.forget, c.retain)[0])
+    _, at, lost, kept = _gap(best.x, best.forget, best.retain)
+    return best.measure, at, lost, kept
+
+
+def panels(
+    curves: Sequence[Curve],
+    causal: Sequence[CausalScore],
+    forgotten: str,
+    unit: str = "accuracy",
+    most_columns: int = COLUMNS,
+) -> Figure:
+    """Draw a panel per measure with its random control, then one per layer of the sweep.
+
+    Args:
+        curves: From a localization report.
+        causal: Likewise; their gains are written above the panels.
+        forgotten: For the legend.
+        unit: Of the values.
+        most_columns: Panels side by side, at most.
+
+    Returns:
+        The figure, without title and caption.
+    """
+    mine = own(curves)
+    random = {c.measure: c for c in curves if c.control == "random"}
+    sweep = [c for c in curves if c.control == "layer"]
     sweep = [c for c in sweep if c.measure == sweep[0].measure][:MOST_LAYERS]
-    gains = {score.measure: score for score in report.causal}
-    every = sorted({x for c in report.curves for x in c.x})
-    columns = min(COLUMNS, max(len(mine), len(sweep), 1))
+    gains = {score.measure: score for score in causal}
+    every = sorted({x for c in curves for x in c.x})
+    columns = min(most_columns, max(len(mine), len(sweep), 1))
     above = -(-len(mine) // columns)
     rows = above + -(-len(sweep) // columns)
 
@@ -103,17 +140,33 @@ def draw(run: Run) -> Drawing:
     for spare in (*upper[len(mine) :], *lower[len(sweep) :]):
         spare.set_visible(False)
     for row in grid:
-        row[0].set_ylabel("accuracy")
+        row[0].set_ylabel(unit)
     for axes in upper[max(0, len(mine) - columns) : len(mine)]:
         axes.set_xlabel("weights set to zero")
     for axes in lower[max(0, len(sweep) - columns) : len(sweep)]:
         axes.set_xlabel("weights set to zero")
     handles = [
         grid.flat[0].plot([], [], style, color=colour, label=label)[0]
-        for colour, what in ((FORGOTTEN, run.briefly), (RETAINED, "the rest"))
+        for colour, what in ((FORGOTTEN, forgotten), (RETAINED, "the rest"))
         for style, label in (("-", what), ("--", f"{what}, random weights"))
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=4, handlelength=2.6)
+    return figure
+
+
+@styled
+def draw(run: Run) -> Drawing:
+    """Draw accuracy on forgotten and retained images against the share of weights that is ablated.
+
+    Args:
+        run: With a localization report.
+
+    Returns:
+        A panel per measure with its random control (as many weights in each layer), then one per layer of the sweep.
+    """
+    report = run.localization
+    figure = panels(report.curves, report.causal, run.briefly)
+    mine = own(report.curves)
 
     repeats = max((len(rows_[0]) for c in report.curves for rows_ in [c.forget] if rows_), default=1)
     caption = (
@@ -123,14 +176,13 @@ def draw(run: Run) -> Drawing:
         f"weights of each parameter at random. Gain: accuracy lost on {run.briefly} less that lost on the rest, mean "
         "over the fractions, beyond the random control."
     )
-    if sweep:
+    if any(c.control == "layer" for c in report.curves):
         caption += " Layer sweep: as many weights at random from one layer, as far as it has so many."
     alt = f"Curves of accuracy on {run.forgotten} and on the rest for {plural(len(mine), 'attribution measure')}."
     if mine:
-        best = max(mine, key=lambda c: _gap(c.x, c.forget, c.retain)[0])
-        _, at, lost, kept = _gap(best.x, best.forget, best.retain)
+        best, at, lost, kept = widest(report.curves)
         alt += (
-            f" The widest gap is made by {best.measure}: with {percent(at)} of the weights at zero, {percent(lost)} of "
+            f" The widest gap is made by {best}: with {percent(at)} of the weights at zero, {percent(lost)} of "
             f"the forgotten and {percent(kept)} of the retained images are still right."
         )
     return finish(figure, TITLE, caption, alt)

@@ -23,6 +23,7 @@ MADE_BY = {
     "run.json": "run",
     "models": "run",
     "pictures.safetensors": "run",
+    "pictures.json": "run",
     "scores": "locate",
     "mask.safetensors": "locate",
     "localization.json": "locate",
@@ -117,6 +118,11 @@ class Run:
         """The run's configuration."""
         config = self.document["config"]
         return config if isinstance(config, dict) else {}
+
+    @property
+    def family(self) -> str:
+        """What was forgotten: "facts" of a language model, or "classes" of a classifier."""
+        return str(self.config.get("family", "classes"))
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -334,8 +340,27 @@ def in_order(weights: Mapping[str, torch.Tensor], head: str | None, outputs: int
     return sorted(weights, key=key)
 
 
+def existing(folder: Path) -> Path:
+    """Check that there is a run folder.
+
+    Args:
+        folder: E.g. runs/digit-6.
+
+    Returns:
+        The same folder.
+
+    Raises:
+        UserError: There is no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(
+            f"There is no folder {folder}; make a run with `yesterday run {folder.name or 'digit-6'}` first."
+        )
+    return folder
+
+
 def open_run(folder: Path) -> Run:
-    """Open a run folder.
+    """Open the folder of a run on classes.
 
     Args:
         folder: E.g. runs/digit-6.
@@ -344,12 +369,10 @@ def open_run(folder: Path) -> Run:
         The run; nothing but `run.json` has been read yet.
 
     Raises:
-        UserError: There is no such folder, or it holds no run.
+        UserError: There is no such folder, it holds no run, or one on facts.
     """
-    if not folder.is_dir():
-        raise UserError(
-            f"There is no folder {folder}; make a run with `yesterday run {folder.name or 'digit-6'}` first."
-        )
-    run = Run(folder)
+    run = Run(existing(folder))
+    if run.family == "facts":
+        raise UserError(f"{folder} is a run on facts; draw it with `yesterday figures {folder}`.")
     _ = run.classes
     return run

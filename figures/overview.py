@@ -2,8 +2,9 @@
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import SubFigure
+from matplotlib.figure import Figure, SubFigure
 
+from analysis.audit.report import Audit
 from analysis.errors import UserError
 from figures.artefacts import Run
 from figures.bands import distances, forest, ordered
@@ -37,12 +38,65 @@ MOST_AUDITORS = 14
 WIDE = 9.6
 
 
-def _head(part: SubFigure, text: str) -> None:
+def head(part: SubFigure, text: str) -> None:
+    """Write a numbered panel's heading.
+
+    Args:
+        part: Of the figure.
+        text: With its number.
+    """
     part.suptitle(f" {text}", x=0.0, ha="left", size=10.5, weight="bold")
 
 
+def under_banner(figure: Figure, audit: Audit, below: float) -> SubFigure:
+    """Say the verdict at the top of a figure.
+
+    Args:
+        figure: Empty.
+        audit: Of the edited model.
+        below: Height of the rest, in inches.
+
+    Returns:
+        The rest.
+    """
+    wide = figure.get_size_inches()[0]
+    after = 0.012 + (0.55 + 0.16 * len(audit.verdict)) / wide
+    words = wrap(figure, audit.sentence, 9.5, wide * (1 - after) - 0.15)
+    banner, body = stacked(figure, [0.2 + 0.19 * max(2, len(words)), below])
+    banner.text(
+        0.012,
+        0.5,
+        audit.verdict.upper(),
+        size=15,
+        weight="bold",
+        color="white",
+        va="center",
+        bbox={"facecolor": VERDICTS[audit.verdict], "lw": 0, "boxstyle": "round,pad=0.35"},
+    )
+    banner.text(after, 0.5, "\n".join(words), size=9.5, va="center", linespacing=1.25)
+    return body
+
+
+def judged(run: Run) -> Audit:
+    """Look up the edited model's verdict.
+
+    Args:
+        run: With audit.
+
+    Returns:
+        The audit of the edited model.
+
+    Raises:
+        UserError: The audit doesn't know the edited or the original model.
+    """
+    for name in ("original", "edited"):
+        if name not in run.audit.audits:
+            raise UserError(run.complaint("audit.json", f"it says nothing of the {name} model"))
+    return run.audit.audits["edited"]
+
+
 def _lived(part: SubFigure, run: Run) -> None:
-    _head(part, f"1  Where {run.briefly} lived")
+    head(part, f"1  Where {run.briefly} lived")
     upper, lower = stacked(part, [1.25, 1])
     axes = upper.subplots()
     counts = layer_counts(run)
@@ -148,41 +202,21 @@ def draw(run: Run) -> Drawing:
 
     Returns:
         The verdict in words above four numbered panels.
-
-    Raises:
-        UserError: The audit doesn't know the edited or the original model.
     """
-    report = run.audit
-    for name in ("original", "edited"):
-        if name not in report.audits:
-            raise UserError(run.complaint("audit.json", f"it says nothing of the {name} model"))
-    audit = report.audits["edited"]
+    report, audit = run.audit, judged(run)
     changed = sum(count for count, _ in changed_counts(run).values())
 
     figure = canvas(height=6.9, width=WIDE)
-    after = 0.012 + (0.55 + 0.16 * len(audit.verdict)) / WIDE
-    words = wrap(figure, audit.sentence, 9.5, WIDE * (1 - after) - 0.15)
-    banner, body = stacked(figure, [0.2 + 0.19 * max(2, len(words)), 6.3])
-    banner.text(
-        0.012,
-        0.5,
-        audit.verdict.upper(),
-        size=15,
-        weight="bold",
-        color="white",
-        va="center",
-        bbox={"facecolor": VERDICTS[audit.verdict], "lw": 0, "boxstyle": "round,pad=0.35"},
-    )
-    banner.text(after, 0.5, "\n".join(words), size=9.5, va="center", linespacing=1.25)
+    body = under_banner(figure, audit, 6.3)
     left, right = beside(body, [1, 1.3])
     lived, does = stacked(left, [1.35, 1])
     touched, seen = stacked(right, [1, 1.75])
     _lived(lived, run)
-    _head(touched, "2  What was changed")
+    head(touched, "2  What was changed")
     _changed(touched.subplots(), run, changed)
-    _head(does, "3  What the model does")
+    head(does, "3  What the model does")
     told = _behaviour(does.subplots(), run)
-    _head(seen, "4  What the auditors see")
+    head(seen, "4  What the auditors see")
     left_out = _auditors(seen.subplots(), run)
 
     n = {m.group: m.examples for m in report.measurements if m.group in {"forget accuracy", "retain accuracy"}}

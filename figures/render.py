@@ -1,4 +1,4 @@
-"""Draws all figures of a run."""
+"""Draws all figures of a run, on classes or on facts."""
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -21,6 +21,19 @@ NAMES = (
     "relearning",
     "bands",
 )
+FACT_NAMES = (
+    "overview",
+    "mask_layers",
+    "neurons",
+    "patching",
+    "lens",
+    "causal",
+    "survival",
+    "tradeoff",
+    "fact_map",
+    "relearn",
+    "fact_bands",
+)
 
 Progress = Callable[[str, float], None]
 
@@ -30,7 +43,8 @@ def render(run_folder: Path, names: Sequence[str] | None = None, progress: Progr
 
     Args:
         run_folder: E.g. runs/digit-6.
-        names: Which figures, from `NAMES`; when not given, all for which the run has the artefacts.
+        names: Which figures, from `NAMES`, or from `FACT_NAMES` for a run on facts; when not given, all for which the
+            run has the artefacts.
         progress: Called with the figure being drawn and the share done, 0 to 1.
 
     Returns:
@@ -40,22 +54,25 @@ def render(run_folder: Path, names: Sequence[str] | None = None, progress: Progr
         UserError: A name is unknown.
         Missing: The run lacks an artefact that a named figure (or every figure) needs.
     """
-    chosen = list(names or NAMES)
-    unknown = [name for name in chosen if name not in NAMES]
-    if unknown:
-        raise UserError(f"There is no figure {unknown[0]!r}; choose from {', '.join(NAMES)}.")
-
-    from figures.artefacts import Missing, open_run
+    from figures.artefacts import Missing, Run, existing, open_run
     from figures.save import FOLDER, save
 
-    run = open_run(run_folder)
+    facts = Run(existing(run_folder)).family == "facts"
+    every = FACT_NAMES if facts else NAMES
+    chosen = list(names or every)
+    unknown = [name for name in chosen if name not in every]
+    if unknown:
+        raise UserError(f"There is no figure {unknown[0]!r}; choose from {', '.join(every)}.")
+
+    package = "figures.facts" if facts else "figures"
+    run = importlib.import_module("figures.facts.artefacts").open_facts(run_folder) if facts else open_run(run_folder)
     paths: list[Path] = []
     lacking: list[UserError] = []
     for done, name in enumerate(chosen):
         if progress:
             progress(name, done / len(chosen))
         try:
-            drawing = importlib.import_module(f"figures.{name}").draw(run)
+            drawing = importlib.import_module(f"{package}.{name}").draw(run)
         except Missing as error:
             if names:
                 raise

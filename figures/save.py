@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 from xml.sax.saxutils import escape
 
 from analysis.errors import UserError
@@ -14,6 +15,8 @@ from figures.artefacts import Run, open_run
 from figures.style import DPI, SCALE_PNG, Drawing, styled
 
 FOLDER = "figures"
+
+R = TypeVar("R", bound=Run)
 
 
 @styled
@@ -84,13 +87,31 @@ def script(name: str, draw: Callable[[Run], Drawing], arguments: Sequence[str] |
     Returns:
         The exit code: 0, or 2 when the user can mend something (said in one sentence on stderr).
     """
+    return script_for(open_run, f"figures.{name}", draw, arguments)
+
+
+def script_for(
+    opened: Callable[[Path], R], module: str, draw: Callable[[R], Drawing], arguments: Sequence[str] | None = None
+) -> int:
+    """Be the command `python -m MODULE RUN` for any family of runs.
+
+    Args:
+        opened: Opens a run folder.
+        module: Where the figure is drawn; the last part is its name.
+        draw: Draws it.
+        arguments: Of the command line; the process's own when not given.
+
+    Returns:
+        As `script`.
+    """
+    name = module.rpartition(".")[2]
     parser = argparse.ArgumentParser(
-        prog=f"python -m figures.{name}", description=f"Draw {name}.svg and {name}.png into RUN/{FOLDER}/."
+        prog=f"python -m {module}", description=f"Draw {name}.svg and {name}.png into RUN/{FOLDER}/."
     )
     parser.add_argument("run", type=Path, help="a run folder, e.g. runs/digit-6")
     given = parser.parse_args(arguments)
     try:
-        for path in save(draw(open_run(given.run)), given.run / FOLDER, name):
+        for path in save(draw(opened(given.run)), given.run / FOLDER, name):
             print(path)
     except UserError as error:
         print(error, file=sys.stderr)

@@ -1,7 +1,7 @@
 """What a run looks like in a terminal: progress bars, the table and the verdict."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from analysis.audit.report import AuditReport
 from unlearn.documents import RunReport
@@ -77,11 +78,12 @@ def print_run(folder: Path, report: RunReport, quiet: bool, as_json: bool) -> No
 
 
 def _print_table(console: Console, found: AuditReport) -> None:
-    golds = len(found.golds)
-    title = f"{found.subject}: does the edited model still know {found.forgotten!r}? ({golds} golds, seed {found.seed})"
+    golds = f"{len(found.golds)} {found.yardstick}"
+    title = f"{found.subject}: does the edited model still know {found.forgotten!r}? ({golds}, seed {found.seed})"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("auditor", no_wrap=True)
-    for name in ("original", "edited", "gold", "band", "sd"):
+    never = "gold" if not found.calibration and found.golds[0].startswith("gold") else "twins"
+    for name in ("original", "edited", never, "band", "sd"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("gold?", no_wrap=True)
     mine = {finding.auditor: finding for finding in found.audits["edited"].findings}
@@ -100,8 +102,50 @@ def _print_table(console: Console, found: AuditReport) -> None:
             "[green]yes[/green]" if finding.inside else "[red]NO[/red]",
         )
     console.print(table, highlight=False)
+    if found.calibration:
+        aucs = ", ".join(f"{one.auditor} {one.auc:.2f}" for one in found.calibration)
+        console.print(f"AUC on planted facts: {aucs}.", highlight=False)
     others = ", ".join(f"{name}: {audit.verdict}" for name, audit in found.audits.items() if name != "edited")
     console.print(f"Controls: {others}.", highlight=False)
     left_out = [m.auditor for m in found.measurements if not m.counted]
     if left_out:
         console.print(f"Without power here, so not counted: {', '.join(left_out)}.", highlight=False)
+
+
+def print_continuations(prompt: str, both: tuple[str, str]) -> None:
+    """Print what two models say, side by side.
+
+    Args:
+        prompt: What they were asked.
+        both: The original's continuation and the edited model's.
+    """
+    table = Table(title=prompt, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("original", ratio=1)
+    table.add_column("edited", ratio=1)
+    table.add_row(*(Text(text.strip()) for text in both))
+    Console().print(table, highlight=False)
+
+
+def print_bank(bank: str, rows: Sequence[Mapping[str, object]], as_json: bool) -> None:
+    """Print which facts of a bank are known.
+
+    Args:
+        bank: Its name.
+        rows: From `unlearn.language.output.check_bank`.
+        as_json: Print one JSON document instead.
+    """
+    if as_json:
+        print(json.dumps({"bank": bank, "facts": list(rows)}))
+        return
+    console = Console()
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in ("fact", "kind", "split", "P(answer)", "known"):
+        table.add_column(name, justify="right" if name == "P(answer)" else "left", no_wrap=True)
+    for row in rows:
+        known = "[green]yes[/green]" if row["known"] else "no"
+        table.add_row(str(row["id"]), str(row["kind"]), str(row["split"]), f"{row['probability']:.3f}", known)
+    console.print(table, highlight=False)
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        mine = [row for row in rows if row["kind"] == kind]
+        known_now = sum(bool(row["known"]) for row in mine)
+        console.print(f"{known_now} of {len(mine)} of kind {kind} are known.", highlight=False)
