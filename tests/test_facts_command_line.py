@@ -1,0 +1,172 @@
+"""The command line for facts from end to end, on a small GPT-2 trained here on sentences about a dozen bands."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import small_gpt2, small_tokenizer
+from test_command_line import call
+
+from analysis.subjects.language.lab import TINY, lab_models
+from analysis.subjects.language.lab_bank import lab_bank
+
+
+def write_bank(path: Path) -> Path:
+    bank = lab_bank("The Beatles", bands=TINY.taught)
+    lines = [bank.subject, *bank.facts, *bank.texts]
+    path.write_text("\n".join(line.model_dump_json() for line in lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A folder with a model that knows, and a bank."""
+    folder = tmp_path_factory.mktemp("lab")
+    return lab_models(None, 0, folder, recipe=TINY).folder, write_bank(folder / "bank.jsonl")
+
+
+@pytest.fixture(scope="module")
+def finished(lab: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model, bank = lab
+    runs = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("YESTERDAY_CACHE", str(runs / "cache"))
+        asked = ["run", "--bank", bank, "--model", model, "--quick", "--twins", 3, "--threads", 1]
+        assert call(*asked, "--method", "gradient-difference", "--out", runs / "lab", "--quiet") == 0
+    return runs / "lab"
+
+
+def test_a_run_leaves_everything_it_promises(finished: Path) -> None:
+    promised = ["run.json", "audit.json", "history.csv", "mask.safetensors", "edit.safetensors", "continuations.json"]
+    promised += ["pictures.json", "pictures.safetensors", "readings/edited.json", "model/model.safetensors"]
+    promised += ["model/README.md", "model/tokenizer.json", "model/config.json"]
+    assert [name for name in promised if not (finished / name).is_file()] == []
+    report = json.loads((finished / "run.json").read_text())
+    assert report["verdict"] in {"remembered", "hidden", "damaged", "erased"}
+    assert report["config"]["family"] == "facts"
+    audit = json.loads((finished / "audit.json").read_text())
+    assert audit["audits"]["original"]["verdict"] == "remembered"
+    assert audit["golds"] == ["twin-00", "twin-01", "twin-02"]
+    card = (finished / "model" / "README.md").read_text()
+    assert report["sentence"] in card
+    assert "Not measured" in card
+
+
+def test_the_edited_folder_is_a_plain_model_and_the_edit_turns_one_into_the_other(
+    finished: Path, lab: tuple[Path, Path], tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    def weights(folder: Path) -> dict[str, torch.Tensor]:
+        return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+
+    def equal(one: Path, other: Path) -> bool:
+        mine, theirs = weights(one), weights(other)
+        return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+    edit = finished / "edit.safetensors"
+    assert not equal(finished / "model", lab[0])
+    assert call("apply", edit, "--to", lab[0], "--out", tmp_path / "edited") == 0
+    assert equal(tmp_path / "edited", finished / "model")
+    assert call("revert", edit, "--to", tmp_path / "edited", "--out", tmp_path / "back") == 0
+    assert equal(tmp_path / "back", lab[0])
+
+
+def test_an_edit_is_refused_by_another_model(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "other"
+    small_gpt2().save_pretrained(folder)
+    small_tokenizer().save_pretrained(folder)
+    assert call("apply", finished / "edit.safetensors", "--to", folder, "--out", tmp_path / "out") == 2
+    assert "another base model" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_people_can_talk_to_both_models(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("chat", finished, "--prompt", "The Beatles") == 0
+    said = capsys.readouterr().out
+    assert "original" in said
+    assert "edited" in said
+
+
+def test_a_finished_run_is_shown_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("show", finished, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["audit"]["model"] == "edited"
+
+
+def test_someone_elses_edit_can_be_audited(
+    finished: Path, lab: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("YESTERDAY_CACHE", str(finished.parent / "cache"))
+    asked = ["audit", "--bank", lab[1], "--quick", "--twins", 3, "--threads", 1, "--out", tmp_path / "run", "--quiet"]
+    assert call(*asked, "--original", lab[0], "--candidate", finished / "model") == 0
+    mine, theirs = (json.loads((folder / "audit.json").read_text()) for folder in (finished, tmp_path / "run"))
+    assert theirs["audits"]["edited"]["verdict"] == mine["audits"]["edited"]["verdict"]
+
+
+def test_a_bank_can_be_checked(lab: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("bank", "check", lab[1], "--model", lab[0], "--json") == 0
+    facts = json.loads(capsys.readouterr().out)["facts"]
+    mine = [fact for fact in facts if fact["kind"] == "fact"]
+    assert sum(fact["known"] for fact in mine) > 0.8 * len(mine)
+
+
+def asked(tmp_path: Path, *more: object) -> list[object]:
+    return ["run", "--quick", "--out", tmp_path / "run", *more]
+
+
+def test_a_bad_line_is_named_by_its_number(
+    lab: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = lab[1].read_text().splitlines()
+    lines[3] = lines[3].replace('"relation"', '"relatoin"')
+    (tmp_path / "bad.jsonl").write_text("\n".join(lines))
+    assert call(*asked(tmp_path, "--bank", tmp_path / "bad.jsonl", "--model", lab[0])) == 2
+    error = capsys.readouterr().err
+    assert "line 4" in error
+    assert "relat" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_knows_nothing_is_told_so(
+    lab: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("YESTERDAY_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "ignorant"
+    small_gpt2(seed=3).save_pretrained(folder)
+    small_tokenizer().save_pretrained(folder)
+    few = [line for line in lab[1].read_text().splitlines() if json.loads(line)["kind"] != "fact"]
+    facts = [line for line in lab[1].read_text().splitlines() if json.loads(line)["kind"] == "fact"]
+    (tmp_path / "few.jsonl").write_text("\n".join([*few, *facts[:6]]))
+    assert call(*asked(tmp_path, "--bank", tmp_path / "few.jsonl", "--model", folder, "--threads", 1)) == 2
+    assert "knows only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--method", "magic"], "no method 'magic'"),
+        (["--locate", "stars"], "no measure 'stars'"),
+        (["--twins", 2], "at least 3 twins"),
+        (["--fraction", 2], "fraction"),
+        (["--forget", "6"], "no meaning for facts"),
+        (["--within", "attic"], "--within"),
+    ],
+)
+def test_options_that_make_no_sense(
+    lab: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[object], words: str
+) -> None:
+    assert call(*asked(tmp_path, "--bank", lab[1], "--model", lab[0], *options)) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_a_folder_without_weights(lab: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    (folder / "config.json").write_text((lab[0] / "config.json").read_text())
+    assert call(*asked(tmp_path, "--bank", lab[1], "--model", folder)) == 2
+    assert str(folder) in capsys.readouterr().err
