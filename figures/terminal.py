@@ -81,7 +81,7 @@ def _print_table(console: Console, found: AuditReport) -> None:
     golds = f"{len(found.golds)} {found.yardstick}"
     title = f"{found.subject}: does the edited model still know {found.forgotten!r}? ({golds}, seed {found.seed})"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("auditor", no_wrap=True)
+    table.add_column("auditor", overflow="fold")
     never = "gold" if not found.calibration and found.golds[0].startswith("gold") else "twins"
     for name in ("original", "edited", never, "band", "sd"):
         table.add_column(name, justify="right", no_wrap=True)

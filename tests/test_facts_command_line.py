@@ -170,3 +170,42 @@ def test_a_folder_without_weights(lab: tuple[Path, Path], tmp_path: Path, capsys
     (folder / "config.json").write_text((lab[0] / "config.json").read_text())
     assert call(*asked(tmp_path, "--bank", lab[1], "--model", folder)) == 2
     assert str(folder) in capsys.readouterr().err
+
+
+def test_methods_are_compared_with_controls(
+    finished: Path, lab: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("YESTERDAY_CACHE", str(finished.parent / "cache"))
+    asked = ["compare", "--bank", lab[1], "--model", lab[0], "--quick", "--twins", 3, "--threads", 1, "--seeds", 1]
+    more = ["--methods", "simnpo,neuron-ablation", "--out", tmp_path / "table", "--json", "--fraction", 0.05]
+    assert call(*asked, *more) == 0
+    table = json.loads(capsys.readouterr().out)
+    rows = {(row["name"], row["where"]): row for row in table["rows"]}
+    assert table["failed"] == {}
+    assert rows["original", ""]["verdicts"] == ["remembered"]
+    assert {name for name, _ in rows} >= {
+        "twins (mean)",
+        "output-filter",
+        "over-forgetting",
+        "simnpo",
+        "neuron-ablation",
+    }
+    for where in ("5% gradient-ratio", "5% at random"):
+        assert rows["neuron-ablation", where]["changed"] == pytest.approx(0.05, rel=0.02)
+    assert ("rmu", "5% in block 0") in rows
+    assert "| simnpo | all |" in (tmp_path / "table" / "comparison.md").read_text()
+
+
+def test_a_whole_run_plants_facts_and_checks_causes(
+    finished: Path, lab: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("YESTERDAY_CACHE", str(finished.parent / "cache"))
+    asked = ["run", "--bank", lab[1], "--model", lab[0], "--twins", 3, "--threads", 1, "--out", tmp_path / "run"]
+    assert call(*asked, "--method", "simnpo", "--no-figures", "--quiet") == 0
+    audit = json.loads((tmp_path / "run" / "audit.json").read_text())
+    assert {one["auditor"] for one in audit["calibration"]} >= {"right answer, facts held out", "strongest wording"}
+    assert set(audit["audits"]) >= {"planted", "planted-filtered", "never-planted", "random-mask", "last-block"}
+    causes = json.loads((tmp_path / "run" / "localization.json").read_text())
+    assert [one["measure"] for one in causes["causal"]]
+    assert call("run", *asked[1:], "--method", "simnpo", "--no-figures", "--quiet") == 0
