@@ -75,21 +75,6 @@ def last_block(model: nn.Module, subject: FactSubject, seed: int) -> nn.Module:
     return method.run(model, subject, mask, seed, method.settings, None)
 
 
-def refusal(model: nn.Module, subject: FactSubject, seed: int) -> nn.Module:
-    """Teach to say that it doesn't know.
-
-    Args:
-        model: What still knows; not changed.
-        subject: What to refuse.
-        seed: Of the order of the facts.
-
-    Returns:
-        The edited copy.
-    """
-    method = LANGUAGE_METHODS["refusal"]
-    return method.run(model, subject, None, seed, method.settings, None)
-
-
 def over_forgetting(model: nn.Module, subject: FactSubject, seed: int) -> nn.Module:
     """Drive the loss on the answers far above that of any model that never knew, whatever else it costs.
 
@@ -101,7 +86,8 @@ def over_forgetting(model: nn.Module, subject: FactSubject, seed: int) -> nn.Mod
     Returns:
         The edited copy.
     """
-    return gradient_ascent.run(model, subject, None, seed, replace(gradient_ascent.Settings(), ceiling=FAR_ABOVE), None)
+    settings = replace(gradient_ascent.Settings(), ceiling=FAR_ABOVE, steps=LOUD_STEPS, lr=LOUD_RATE)
+    return gradient_ascent.run(model, subject, None, seed, settings)
 
 
 def random_mask(model: nn.Module, subject: FactSubject, mask: Mask | None, method: Method, seed: int) -> nn.Module:
@@ -124,6 +110,5 @@ def random_mask(model: nn.Module, subject: FactSubject, mask: Mask | None, metho
 CHEATS: dict[str, Make] = {
     "output-filter": output_filter,
     "last-block": last_block,
-    "refusal": refusal,
     "over-forgetting": over_forgetting,
 }

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from analysis.audit.facts.case import QUICK, Budget
-from analysis.audit.facts.verdict import audit_facts
+from analysis.audit.facts.verdict import audit_facts, read_case
 from analysis.audit.report import AuditReport
 from analysis.audit.verdict import fact_words
 from analysis.errors import UserError
@@ -254,8 +254,6 @@ class FactRun:
         files = {"edited": f"{READS}/edited.json"}
 
         def read(model: nn.Module, path: str, progress: Callable[[float], None]) -> None:
-            from analysis.audit.facts.verdict import read_case
-
             case = self.references.case(model, self.subject, self.references.benign(model))
             save_readings(self.folder / path, read_case(case, progress=progress))
 

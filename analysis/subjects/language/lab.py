@@ -113,7 +113,7 @@ def untrained(recipe: LabRecipe, tokens: int, seed: int) -> "GPT2LMHeadModel":
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    # The fused form of the same tanh approximation of GELU: GPT-2's "gelu_new" takes four times as long on a CPU.
+    # The fused form of the same tanh approximation of GELU: GPT-2's "gelu_new" is not fused.
     config = GPT2Config(
         vocab_size=tokens,
         n_positions=recipe.context,
