@@ -22,7 +22,7 @@ from analysis.audit.facts.tuning import fine_tuned, rotating
 from analysis.audit.facts.verdict import read_case
 from analysis.files import write_text
 from analysis.subjects.language.bank import Bank, Fact, Share
-from analysis.subjects.language.encoding import Encoded, encode_texts, pad
+from analysis.subjects.language.encoding import Encoded, encode_texts
 from analysis.subjects.language.facts import FactSubject, about_twin, fact_subject
 from analysis.subjects.language.models import LanguageModel
 from analysis.subjects.language.scoring import encode_facts, known_facts
@@ -30,6 +30,7 @@ from analysis.subjects.language.twins import twin
 from unlearn.documents import versions
 from unlearn.edit import fingerprint
 from unlearn.language.controls import CHEATS, output_filter
+from unlearn.methods.language.batches import joined
 from unlearn.stages import Report, Stages, locked
 
 DENIAL = "over-forgetting"
@@ -259,10 +260,7 @@ class References:
             return texts
         facts = encode_facts(tokenizer, [*subject.forget, *subject.forget_test])
         drawn = rotating(facts, PLANT_ROWS, PLANT_STEPS, self.seed)
-        return [
-            Encoded(pad([*a.ids.tolist(), *b.ids.tolist()], 0), pad([*a.labels.tolist(), *b.labels.tolist()], -100))
-            for a, b in zip(drawn, texts, strict=True)
-        ]
+        return [joined(told, mixed) for told, mixed in zip(drawn, texts, strict=True)]
 
     def _plant(self) -> None:
         about = self.about(PLANTED_SEED)

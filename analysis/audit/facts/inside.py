@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+from analysis.attribution.anatomy import anatomy
 from analysis.audit.facts.case import Case, FactReading, ids
 from analysis.representations.probes import fit_probes, standardised
 from analysis.subjects.language.bank import Fact
@@ -31,7 +32,7 @@ def lens(case: Case) -> FactReading | None:
         Shares of the right answer's token among the options' tokens; None where all options begin alike.
     """
     facts = (*case.shown, *case.unseen)
-    norm = final_norm(case)
+    norm = case.model.get_submodule(anatomy(case.model).final_norm)
     weight = case.model.get_output_embeddings().weight  # type: ignore[operator]
     rows: list[torch.Tensor] = []
     kept: list[Fact] = []
@@ -68,25 +69,6 @@ def lens(case: Case) -> FactReading | None:
         curve_x=tuple(float(i) for i in range(table.shape[1])),
         curve=tuple(table.mean(0).tolist()),
     )
-
-
-def final_norm(case: Case) -> torch.nn.Module:
-    """Find the norm before the head.
-
-    Args:
-        case: With a model of the GPT-2 or Llama family.
-
-    Returns:
-        The module.
-
-    Raises:
-        ValueError: The model has none under the usual names.
-    """
-    for name in ("norm", "ln_f", "final_layer_norm", "final_layernorm"):
-        found = getattr(case.model.base_model, name, None)
-        if isinstance(found, torch.nn.Module):
-            return found
-    raise ValueError("the model has no final norm")
 
 
 @torch.no_grad()

@@ -8,8 +8,8 @@ from torch import nn
 
 from analysis.audit.facts.case import Case, FactReading, ids
 from analysis.subjects.language.bank import Fact
-from analysis.subjects.language.encoding import IGNORED, Encoded, token_ids
-from analysis.subjects.language.scoring import ask, encode_facts, head_of, pack
+from analysis.subjects.language.encoding import Encoded, encode_answers, token_ids
+from analysis.subjects.language.scoring import ask, encode_facts, head_of, read_tokens
 
 SHOTS = 4
 SOFT_TOKENS = 8
@@ -65,14 +65,11 @@ def in_context(case: Case) -> FactReading:
 
 
 def _behind(model: nn.Module, soft: torch.Tensor, encoded: Encoded) -> torch.Tensor:
-    # Mean log p of the asked tokens of each row behind the soft prompt [k, width].
+    # Summed log p of the asked tokens of each row behind the soft prompt [k, width].
     embedded = model.get_input_embeddings()(encoded.ids)  # type: ignore[operator]
     joined = torch.cat([soft.expand(len(encoded), -1, -1), embedded], 1)
     hidden = model.base_model(inputs_embeds=joined, use_cache=False).last_hidden_state[:, len(soft) :]  # type: ignore[operator]
-    rows, columns = (encoded.labels != IGNORED).nonzero(as_tuple=True)
-    logits = head_of(model)(hidden[rows, columns])
-    labels = encoded.labels[rows, columns]
-    found = logits.gather(1, labels[:, None]).squeeze(1) - logits.logsumexp(1)
+    found, rows = read_tokens(model, hidden, encoded.labels)
     return found.new_zeros(len(encoded)).index_add(0, rows, found)
 
 
@@ -111,9 +108,11 @@ def soft_prompt(case: Case) -> FactReading:
     values = []
     with torch.no_grad():
         for fact in case.asked:
-            options = pack(tokenizer, fact.heldout[0], [fact.answer, *fact.distractors])
-            values.append(float(_behind(model, soft.detach(), _apart(options.ids, options.prompt, options.lengths))
-                                .double().softmax(0)[0]))  # fmt: skip
+            # One row per option: a soft prompt shifts positions, which packed options don't provide for.
+            apart = encode_answers(
+                tokenizer, [(fact.heldout[0], option) for option in (fact.answer, *fact.distractors)]
+            )
+            values.append(float(_behind(model, soft.detach(), apart).double().softmax(0)[0]))
     return FactReading(
         auditor="soft prompt trained on other facts",
         group="soft prompt",
@@ -122,19 +121,6 @@ def soft_prompt(case: Case) -> FactReading:
         facts=ids(case.asked),
         values=tuple(values),
     )
-
-
-def _apart(packed: Sequence[int], prompt: int, lengths: Sequence[int]) -> Encoded:
-    # One row per option: a soft prompt shifts positions, which packed options don't provide for.
-    from analysis.subjects.language.encoding import pad
-
-    rows, labels, at = [], [], prompt
-    for length in lengths:
-        tail = list(packed[at : at + length])
-        rows.append([*packed[:prompt], *tail])
-        labels.append([IGNORED] * (prompt - 1) + tail + [IGNORED])
-        at += length
-    return Encoded(pad(rows, 0), pad(labels, IGNORED))
 
 
 @torch.no_grad()

@@ -59,11 +59,23 @@ def token_log_probabilities(model: nn.Module, encoded: Encoded) -> tuple[torch.T
     Returns:
         log p of the asked tokens [m], and the row each belongs to, int64 [m], rising.
     """
-    hidden = hidden_states(model, encoded.ids)
-    rows, columns = (encoded.labels != IGNORED).nonzero(as_tuple=True)
+    return read_tokens(model, hidden_states(model, encoded.ids), encoded.labels)
+
+
+def read_tokens(model: nn.Module, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Score the tokens that are asked for, given the states before the head; differentiable.
+
+    Args:
+        model: A causal language model; only its head runs.
+        hidden: [n, t, width], after the last norm.
+        labels: int64 [n, t], as in `Encoded`.
+
+    Returns:
+        As `token_log_probabilities`.
+    """
+    rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
     logits = head_of(model)(hidden[rows, columns])
-    labels = encoded.labels[rows, columns]
-    return logits.gather(1, labels[:, None]).squeeze(1) - logits.logsumexp(1), rows
+    return logits.gather(1, labels[rows, columns][:, None]).squeeze(1) - logits.logsumexp(1), rows
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import torch
 from fact_cases import ABOUT, FAMILIES, PEOPLE, case, fact, half_taught, state, subject
 from small_models import small_gpt2, small_tokenizer
 
-from analysis.audit.facts.inside import final_norm, lens, own_wrong, truth_probe
+from analysis.audit.facts.inside import lens, own_wrong, truth_probe
 from analysis.subjects.language.bank import SubjectLine, load_bank
 from analysis.subjects.language.facts import about_twin, fact_subject
 from analysis.subjects.language.scoring import ask
@@ -60,12 +60,13 @@ def test_the_lens_reads_every_layer_through_norm_and_head(family: str) -> None:
         block.register_forward_hook(lambda _, __, out: caught.append(out if isinstance(out, torch.Tensor) else out[0]))
         for block in blocks
     ]
+    norm = mine.model.base_model.ln_f if family == "gpt2" else mine.model.base_model.norm
     sums = torch.zeros(4, dtype=torch.float64)
     for one in facts:
         caught.clear()
         mine.model(input_ids=torch.tensor([small_tokenizer()(one.heldout[0]).input_ids]))
         for layer, stream in enumerate(caught):
-            logits = mine.model.lm_head(final_norm(mine)(stream[0, -1]))
+            logits = mine.model.lm_head(norm(stream[0, -1]))
             sums[layer] += logits[[token(word) for word in (one.answer, *one.distractors)]].softmax(0)[0]
     for hook in hooks:
         hook.remove()
@@ -83,13 +84,6 @@ def test_answers_that_begin_alike_are_parted_where_they_differ() -> None:
     ends = [small_tokenizer()(f" {place}").input_ids[0] for place in ("Rome", "Paris", "London", "France")]
     assert len(set(ends)) == 4
     assert lens(mine).curve[-1] == pytest.approx(float(logits[ends].softmax(0)[0]), abs=1e-9)
-
-
-def test_a_model_without_a_final_norm_is_refused() -> None:
-    model = small_gpt2()
-    del model.transformer.ln_f
-    with pytest.raises(ValueError, match="no final norm"):
-        final_norm(case(model))
 
 
 def questions(count, seed):
