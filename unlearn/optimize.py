@@ -7,6 +7,7 @@ whatever lies outside is put back from the original.
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import torch
@@ -134,6 +135,39 @@ def restore_outside(model: nn.Module, original: nn.Module, mask: Mask | None) ->
             parameter.copy_(torch.where(_allowed(mask, name, parameter), parameter, before[name]))
 
 
+@dataclass(frozen=True)
+class _Slot:
+    # The entries of one parameter that the mask allows. The optimiser knows these alone: what it never sees it can't
+    # move, and a mask of few weights costs it next to nothing.
+    parameter: nn.Parameter
+    places: torch.Tensor | None  # in the flattened parameter; None for all
+    values: nn.Parameter
+
+    def gradient(self) -> torch.Tensor:
+        found, self.parameter.grad = self.parameter.grad, None
+        if found is None:
+            return torch.zeros_like(self.values)
+        return found if self.places is None else found.take(self.places)
+
+    @torch.no_grad()
+    def write(self, values: torch.Tensor) -> None:
+        if self.places is None:
+            self.parameter.copy_(values)
+        else:
+            self.parameter.put_(self.places, values)
+
+
+def _slots(model: nn.Module, mask: Mask | None) -> Iterator[_Slot]:
+    for name, parameter in model.named_parameters():
+        bits = _allowed(mask, name, parameter)
+        parameter.requires_grad_(bool(bits.any()))
+        if parameter.requires_grad and bool(bits.all()):
+            yield _Slot(parameter, None, parameter)
+        elif parameter.requires_grad:
+            places = bits.flatten().nonzero().squeeze(1)
+            yield _Slot(parameter, places, nn.Parameter(parameter.detach().take(places)))
+
+
 def descend(
     model: nn.Module,
     batches: Iterable[Batch],
@@ -173,19 +207,13 @@ def descend(
         check_mask(model, mask)
     work = copy.deepcopy(model if start is None else start).eval()
     restore_outside(work, model, mask)
-    trained: list[nn.Parameter] = []
-    frozen: list[torch.Tensor | None] = []
-    for name, parameter in work.named_parameters():
-        bits = _allowed(mask, name, parameter)
-        parameter.requires_grad_(bool(bits.any()))
-        if parameter.requires_grad:
-            trained.append(parameter)
-            frozen.append(None if bool(bits.all()) else ~bits)
+    slots = list(_slots(work, mask))
+    trained = [slot.values for slot in slots]
     if optimizer == "sgd":
         stepper: torch.optim.Optimizer = torch.optim.SGD(trained, lr=0.0, momentum=0.9, weight_decay=weight_decay)
     else:
         stepper = torch.optim.AdamW(trained, lr=0.0, weight_decay=weight_decay)
-    good = [parameter.detach().clone() for parameter in trained]
+    good = [values.detach().clone() for values in trained]
     taken = watched = 0 if start is None else 1
     if watch:
         watch(0, work if start is None else copy.deepcopy(model).eval())
@@ -195,34 +223,36 @@ def descend(
         stepper.zero_grad(set_to_none=True)
         value = loss(work, batch)
         (-value if maximise else value).backward()
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+        gradients = [slot.gradient() for slot in slots]
         if not all(bool(torch.isfinite(number).all()) for number in (value, *gradients)):
-            raise Diverged(_finished(work, model, trained, good), max(0, step - 1))
-        for parameter, gradient, outside, last in zip(trained, gradients, frozen, good, strict=True):
-            last.copy_(parameter.detach())
-            parameter.grad = gradient if outside is None else gradient.masked_fill_(outside, 0)
+            raise Diverged(_finished(work, model, slots, good), max(0, step - 1))
+        for values, gradient, last in zip(trained, gradients, good, strict=True):
+            last.copy_(values.detach())
+            values.grad = gradient
         if clip is not None:
             nn.utils.clip_grad_norm_(trained, clip)
         for group in stepper.param_groups:
             group["lr"] = lr(step) if callable(lr) else lr
         stepper.step()
-        restore_outside(work, model, mask)
+        for slot in slots:
+            slot.write(slot.values)
+        restore_outside(work, model, None)
         taken += 1
         if watch and taken % WATCH_EVERY == 0:
             watch(taken, work)
             watched = taken
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in trained):
-        raise Diverged(_finished(work, model, trained, good), max(0, taken - 1))
+    if not all(bool(torch.isfinite(values).all()) for values in trained):
+        raise Diverged(_finished(work, model, slots, good), max(0, taken - 1))
     if watch and watched != taken:
         watch(taken, work)
-    return _finished(work, model, trained, [parameter.detach() for parameter in trained])
+    return _finished(work, model, slots, trained)
 
 
 def _finished(
-    work: nn.Module, original: nn.Module, trained: Sequence[nn.Parameter], values: Sequence[torch.Tensor]
+    work: nn.Module, original: nn.Module, slots: Sequence[_Slot], values: Sequence[torch.Tensor]
 ) -> nn.Module:
-    for parameter, value in zip(trained, values, strict=True):
-        parameter.data.copy_(value)
+    for slot, mine in zip(slots, values, strict=True):
+        slot.write(mine)
     for mine, theirs in zip(work.parameters(), original.parameters(), strict=True):
         mine.requires_grad_(theirs.requires_grad)
         mine.grad = None
