@@ -81,7 +81,8 @@ def _execute(subject: str, options: dict[str, Any], until: "Stage", draw: bool, 
 
 
 SubjectName = Annotated[
-    str, typer.Argument(help="digit-6, digit-N, class-NAME for other data, beatles, or einstein.", metavar="SUBJECT")
+    str,
+    typer.Argument(help="digit-6, digit-N, class-NAME for other data, beatles, einstein, or lab.", metavar="SUBJECT"),
 ]
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a run, e.g. runs/digit-6.", metavar="RUN")]
 

@@ -1,6 +1,7 @@
 """The command line for facts from end to end, on a small GPT-2 trained here on sentences about a dozen bands."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 from small_models import small_gpt2, small_tokenizer
 from test_command_line import call
 
+from analysis.subjects.language import lab_bank as lab_bank_module
 from analysis.subjects.language.lab import TINY, lab_models
 from analysis.subjects.language.lab_bank import lab_bank
+from unlearn.language import prepare
 
 
 def write_bank(path: Path) -> Path:
@@ -32,7 +35,7 @@ def finished(lab: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
     runs = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("YESTERDAY_CACHE", str(runs / "cache"))
-        asked = ["run", "--bank", bank, "--model", model, "--quick", "--twins", 3, "--threads", 1]
+        asked = ["run", "--bank", bank, "--model", model, "--quick", "--twins", 8, "--threads", 1]
         assert call(*asked, "--method", "gradient-difference", "--out", runs / "lab", "--quiet") == 0
     return runs / "lab"
 
@@ -47,7 +50,7 @@ def test_a_run_leaves_everything_it_promises(finished: Path) -> None:
     assert report["config"]["family"] == "facts"
     audit = json.loads((finished / "audit.json").read_text())
     assert audit["audits"]["original"]["verdict"] == "remembered"
-    assert audit["golds"] == ["twin-00", "twin-01", "twin-02"]
+    assert audit["golds"] == [f"twin-{i:02d}" for i in range(8)]
     card = (finished / "model" / "README.md").read_text()
     assert report["sentence"] in card
     assert "Not measured" in card
@@ -177,7 +180,7 @@ def test_methods_are_compared_with_controls(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("YESTERDAY_CACHE", str(finished.parent / "cache"))
-    asked = ["compare", "--bank", lab[1], "--model", lab[0], "--quick", "--twins", 3, "--threads", 1, "--seeds", 1]
+    asked = ["compare", "--bank", lab[1], "--model", lab[0], "--quick", "--twins", 8, "--threads", 1, "--seeds", 1]
     more = ["--methods", "simnpo,neuron-ablation", "--out", tmp_path / "table", "--json", "--fraction", 0.05]
     assert call(*asked, *more) == 0
     table = json.loads(capsys.readouterr().out)
@@ -195,6 +198,30 @@ def test_methods_are_compared_with_controls(
         assert rows["neuron-ablation", where]["changed"] == pytest.approx(0.05, rel=0.02)
     assert ("rmu", "5% in block 0") in rows
     assert "| simnpo | all |" in (tmp_path / "table" / "comparison.md").read_text()
+
+
+def test_in_the_lab_methods_are_judged_by_models_that_never_knew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("YESTERDAY_CACHE", str(tmp_path / "cache"))
+    # The real thing but for its size.
+    monkeypatch.setattr(prepare, "lab_models", partial(lab_models, recipe=TINY))
+    monkeypatch.setattr(lab_bank_module, "lab_bank", partial(lab_bank, bands=TINY.taught))
+    asked = ["compare", "lab", "--quick", "--threads", 1, "--seeds", 1, "--methods", "gradient-difference"]
+    assert call(*asked, "--where", "all", "--out", tmp_path / "table", "--json") == 0
+    table = json.loads(capsys.readouterr().out)
+    rows = {row["name"]: row for row in table["rows"]}
+    assert (table["golds"], rows["original"]["verdicts"]) == (5, ["remembered"])
+    assert rows["fresh-gold"]["verdicts"] == ["erased"]
+    assert "gold (mean)" in rows
+    assert "twins (mean)" not in rows
+    assert len(list((tmp_path / "cache" / "lab").glob("lab-*/model.safetensors"))) == 7
+    report = json.loads((tmp_path / "table" / "seed-0" / "comparison-audit.json").read_text())
+    assert report["yardstick"] == "models trained without it"
+    assert call("run", "lab") == 2
+    assert "yesterday compare lab" in capsys.readouterr().err
+    assert call("compare", "lab", "--twins", 4, "--methods", "none") == 2
+    assert "leave out" in capsys.readouterr().err
 
 
 def test_a_whole_run_plants_facts_and_checks_causes(

@@ -179,13 +179,13 @@ def _has(report: AuditReport, auditor: str, model: str) -> bool:
 def _value(report: AuditReport, auditor: str, model: str) -> float:
     measurement = next(m for m in report.measurements if m.auditor == auditor)
     if model in NEVER_KNEW:
-        return fmean(measurement.values[gold] for gold in report.golds)
+        return fmean(measurement.values[gold] for gold in report.golds if gold in measurement.values)
     return measurement.values[model]
 
 
 def _gold_sd(report: AuditReport, auditor: str) -> float:
     measurement = next(m for m in report.measurements if m.auditor == auditor)
-    return stdev(measurement.values[gold] for gold in report.golds)
+    return stdev(measurement.values[gold] for gold in report.golds if gold in measurement.values)
 
 
 def compare(
@@ -292,10 +292,13 @@ COLUMNS = {
     "relearning, fresh output": "relearn, fresh output",
     "right answer, facts shown to the method": "shown",
     "right answer, facts held out": "held out",
+    "right answer ranked first": "first",
+    "beside a stranger, facts held out": "held out, beside a stranger",
     "strongest wording": "strongest wording",
     "asked the other way round": "reverse",
     "logit lens, best layer": "lens",
     "4 other facts in the prompt": "in context",
+    "extraction strength": "extraction",
     "weights rounded to 4 bits, groups of 32": "4 bits",
     "soft prompt trained on other facts": "soft prompt",
     "after tuning on unrelated text": "benign",

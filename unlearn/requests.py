@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from analysis.errors import UserError
 from analysis.subjects.build import SubjectConfig, build_subject
-from analysis.subjects.language.bank import BUILTIN, load_bank
+from analysis.subjects.language.bank import BUILTIN
+from analysis.subjects.language.lab_bank import LAB_NAME, open_bank
 from unlearn.documents import RunConfig
 from unlearn.language.config import FactRunConfig
 
@@ -31,7 +32,7 @@ def about_facts(subject: str, options: Mapping[str, Any]) -> bool:
     Returns:
         Whether it is facts that are to be forgotten.
     """
-    return subject in BUILTIN or bool(options.get("bank"))
+    return subject in {*BUILTIN, LAB_NAME} or bool(options.get("bank"))
 
 
 def _given(options: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -124,7 +125,7 @@ def run_folder(config: RunConfig | FactRunConfig, out: Path | None, prefix: str 
     if out is not None:
         return out
     if isinstance(config, FactRunConfig):
-        name = load_bank(config.bank).subject.slug
+        name = open_bank(config.bank).subject.slug
         if config.model != FactRunConfig().model:
             name += "-" + "".join(c if c.isalnum() else "-" for c in Path(config.model).name.lower())
         name += "-quick" if config.quick else ""

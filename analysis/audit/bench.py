@@ -25,6 +25,7 @@ class Reading:
     Attributes:
         resolution: Smallest step that the measurement can see, in its unit; 0 where it is continuous.
         telling: Name of the model that the auditor must tell from gold to count ("original", or a control).
+        yardstick: Values that span the band instead of the golds', where none can be had of those.
     """
 
     auditor: str
@@ -43,6 +44,7 @@ class Reading:
     repeats: int = 1
     curve_x: tuple[float, ...] = ()
     curves: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    yardstick: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def readings(bench: Bench, progress: AuditProgress | None = None) -> list[Readin
 
 
 def _band(reading: Reading, golds: Sequence[str], level: float) -> Band:
-    values = [reading.values[gold] for gold in golds]
+    values = reading.yardstick or [reading.values[gold] for gold in golds if gold in reading.values]
     return gold_band(values, reading.scale, reading.outside, level, reading.resolution)
 
 
@@ -135,12 +135,14 @@ class Words:
         knew_not: What one that forgot does, likewise.
         gone: What is gone.
         yardstick: What it is compared with, in the plural.
+        harmless: What the band of the rest is of, where that is something else.
     """
 
     knows: str
     knew_not: str
     gone: str
     yardstick: str = "models that never knew"
+    harmless: str = ""
 
 
 def class_words(forgotten: str) -> Words:
@@ -155,12 +157,13 @@ def class_words(forgotten: str) -> Words:
     return Words(f'still answers "{forgotten}"', f'no longer answers "{forgotten}"', f'"{forgotten}" is gone')
 
 
-def fact_words(forgotten: str, yardstick: str) -> Words:
+def fact_words(forgotten: str, yardstick: str, harmless: str = "") -> Words:
     """Speak of facts.
 
     Args:
         forgotten: Whom they are about.
         yardstick: What the model is compared with, in the plural.
+        harmless: See `Words`.
 
     Returns:
         The words.
@@ -170,6 +173,7 @@ def fact_words(forgotten: str, yardstick: str) -> Words:
         f"no longer answers questions about {forgotten}",
         f"what was known of {forgotten} is gone",
         yardstick,
+        harmless,
     )
 
 
@@ -178,7 +182,8 @@ def _sentence(
 ) -> str:
     never = f"{golds} {words.yardstick}"
     worst = max(outside, key=lambda f: f.distance, default=None)
-    tail = f" It is also damaged: the rest is below the band of {never}." if damaged else ""
+    below = f"the rest is below the band of {words.harmless or never}"
+    tail = f" It is also damaged: {below}." if damaged else ""
     if verdict == "remembered":
         return f"Remembered: the model {words.knows}." + tail
     if verdict == "hidden" and worst:
@@ -188,7 +193,7 @@ def _sentence(
             f"(most plainly: {worst.auditor}, {worst.distance:.1f} sd from {never}).{tail}"
         )
     if verdict == "damaged":
-        return f"Damaged: {words.gone}, but the rest is below the band of {never}."
+        return f"Damaged: {words.gone}, but {below}."
     few = f" But only {counted} of {asked} auditors have the power to tell here." if 2 * counted < asked else ""
     return f"Erased: all {counted} auditors that can tell see it among {never}.{few}"
 
@@ -214,7 +219,8 @@ def judge(model: str, measurements: Sequence[Measurement], found: Sequence[Readi
     for measurement, reading in zip(measurements, found, strict=True):
         if measurement.band is None:
             raise ValueError(f"{measurement.auditor} has no band")
-        golds = measurement.band.n
+        if measurement.role != "damage":
+            golds = max(golds, measurement.band.n)
         if model not in measurement.values:
             continue
         findings.append(

@@ -20,7 +20,7 @@ def _curves(axes: Axes, measurement: Measurement, run: FactRun) -> None:
         axes.fill_between(x, np.min(twins, 0), np.max(twins, 0), color=GOLD, alpha=0.28, lw=0)
         for curve in twins:
             axes.plot(x, curve, color=GOLD, lw=0.7, alpha=0.9)
-        mean = float(np.mean([measurement.values[name] for name in run.audit.golds]))
+        mean = float(np.mean([measurement.values[name] for name in run.audit.golds if name in measurement.values]))
         axes.plot([], [], color=GOLD, lw=5, alpha=0.6, label=f"twins, mean: {percent(mean)}")
     for name, look in run.models.items():
         if name not in measurement.curves:
@@ -71,13 +71,13 @@ def draw(run: FactRun) -> Drawing:
         alignment="left",
     )  # fmt: skip
 
+    twins = [m.values[name] for name in run.audit.golds if name in m.values]
     caption = (
         f"Every model is fine-tuned on some facts about {run.forgotten} and asked about others (n = {m.examples:,}, "
         "answers that were not shown); the curve of its strongest learning rate. Twins: the original, taught some "
-        f"facts about one of {plural(len(run.audit.golds), 'subject')} that never existed and asked the others; thin "
+        f"facts about one of {plural(len(twins), 'subject')} that never existed and asked the others; thin "
         f"lines, min to max shaded. Above the band's edge: the facts were still there. Audit seed {run.audit.seed}."
     )
-    twins = [m.values[name] for name in run.audit.golds]
     alt = (
         f"Curves of {m.auditor}. Right answer's share at the strongest moment: "
         + ", ".join(f"{name} {percent(m.values[name])}" for name in shown)

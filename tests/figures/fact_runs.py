@@ -9,7 +9,7 @@ import torch
 
 from analysis.ablation import Curve, causal_scores
 from analysis.audit.facts.case import FactReading
-from analysis.audit.facts.verdict import audit_facts
+from analysis.audit.facts.verdict import HARMLESS, audit_facts
 from analysis.audit.verdict import fact_words
 from analysis.fact_localization import FRACTIONS, FactLocalization
 from analysis.files import save_tensors, write_text
@@ -150,6 +150,9 @@ def make_fact_run(
     kept = ["original", "edited", *controls, *(() if quick else PLANTED)]
     cases = {one: readings(every.index(one), rng, True, not quick) for one in kept}
     cases |= {gold: readings(len(every), rng, False, not quick) for gold in golds}
+    if twins > 3:  # the last was only asked
+        cases[golds[-1]] = [one for one in cases[golds[-1]] if one.group not in {"relearn", "rounding", "benign"}]
+    cases[HARMLESS] = [one for one in readings(0, rng, True, not quick) if one.role == "damage"]
     planted = None if quick else ("planted", "never-planted")
     audit = audit_facts("test", name, cases, golds, fact_words(name, "twins that never existed"), planted, 0)
     write_text(folder / "audit.json", audit.model_dump_json(indent=1))

@@ -264,7 +264,7 @@ def test_relearning_draws_the_recorded_curves(drawn: Path) -> None:
     (found,) = run.measurements("relearn")
     lines = [list(line.get_ydata()) for line in axes.lines]
     thin = [line for line in axes.lines if line.get_color() == GOLD and line.get_linewidth() < 1]
-    assert len(thin) == len(run.audit.golds)
+    assert len(thin) == sum(gold in found.curves for gold in run.audit.golds) >= 3
     for name, curve in found.curves.items():
         assert (curve in lines) == (name not in PLANTED)
 

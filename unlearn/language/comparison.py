@@ -6,16 +6,16 @@ from pathlib import Path
 from analysis.attribution.anatomy import anatomy
 from analysis.audit.facts.verdict import audit_facts, read_case
 from analysis.audit.report import AuditReport
-from analysis.audit.verdict import fact_words
 from analysis.errors import UserError
 from analysis.fact_localization import candidates, layer_mask
 from analysis.files import write_text
 from analysis.scores import Mask
-from unlearn.comparison import TWINS_MEAN, Comparison, markdown, row_of
+from unlearn.comparison import GOLD, TWINS_MEAN, Comparison, markdown, row_of
 from unlearn.edit import Edit
 from unlearn.language.config import FactRunConfig
+from unlearn.language.prepare import is_lab, words_of
 from unlearn.language.references import load_readings, save_readings
-from unlearn.language.run import CHEATS_QUICK, CHEATS_RUN, YARDSTICK, FactRun, state_of
+from unlearn.language.run import FactRun, state_of
 from unlearn.methods.language import LANGUAGE_METHODS
 from unlearn.stages import Report, locked
 
@@ -115,7 +115,7 @@ def compare_facts(
         run.check()
         with locked(run.references.folder), locked(run.folder):
             run.locate()
-            cases = run.references.read(CHEATS_QUICK if config.quick else CHEATS_RUN, planted=not config.quick)
+            cases = run.compared()
             noted.append({cell: _read(run, cell, name) for cell, (name, _) in cells.items()})
             mine = {cell: load_readings(run.folder / f"cells/{cell}.json") for cell in cells}
             found = audit_facts(
@@ -123,8 +123,8 @@ def compare_facts(
                 run.subject.forget_names,
                 {**cases, **{cell: readings for cell, readings in mine.items() if readings}},
                 run.references.golds,
-                fact_words(run.subject.forget_names, YARDSTICK),
-                None if config.quick else ("planted", "never-planted"),
+                words_of(config, run.subject.forget_names),
+                run.planted,
                 run.config.seed,
             )
             write_text(run.folder / "comparison-audit.json", found.model_dump_json(indent=1))
@@ -137,7 +137,8 @@ def compare_facts(
     }
     references = [name for name in reports[0].audits if name not in cells]
     whole = {cell: spec for cell, spec in cells.items() if all("failed" not in one[cell] for one in noted)}
-    rows = [row_of("original", "", ["original"], reports, noted), row_of(TWINS_MEAN, "", [TWINS_MEAN], reports, noted)]
+    never = GOLD if is_lab(config) else TWINS_MEAN
+    rows = [row_of("original", "", ["original"], reports, noted), row_of(never, "", [never], reports, noted)]
     rows += [row_of(name, "", [name], reports, noted) for name in references if name != "original"]
     rows += [row_of(name, where, [cell], reports, noted) for cell, (name, where) in whole.items()]
     table = Comparison(

@@ -16,8 +16,8 @@ from unlearn.methods.language import LANGUAGE_METHODS, gradient_ascent
 
 CLOSED = -1e4
 FAR_ABOVE = 50.0
-LOUD_STEPS = 15
-LOUD_RATE = 5e-5
+LOUD_STEPS = 8
+LOUD_RATE = 1e-4
 
 Make = Callable[[nn.Module, FactSubject, int], nn.Module]
 

@@ -91,7 +91,7 @@ def check_bank(bank: str, model: str, report: Report) -> list[dict[str, object]]
         part = facts[start : start + 24]
         known, answers = known_facts(loaded.model, loaded.tokenizer, part)
         for fact, knows, mine in zip(part, known, answers, strict=True):
-            middle = torch.tensor([one.log_probability for one in mine]).median().exp()
+            middle = torch.tensor([one.options[0] for one in mine]).median().exp()
             rows.append(
                 {"id": fact.id, "kind": fact.kind, "relation": fact.relation, "split": fact.split, "known": knows,
                  "probability": float(middle)}

@@ -167,9 +167,9 @@ def _pairs(model: nn.Module, tokenizer: Tokenizer, subject: FactSubject) -> list
             if len(corrupt) != len(clean) or corrupt == clean:
                 continue
             options = pack(tokenizer, prompt, [fact.answer, *fact.distractors])
-            if options.prompt != len(clean):
+            if len(options.prompt) != len(clean):
                 continue
-            answer = options.ids[options.prompt]
+            answer = options.tails[0][0]
             logits = model(input_ids=torch.tensor([clean, corrupt]), use_cache=False).logits[:, -1]
             wrong = int(logits[1].argmax())
             if wrong == answer:

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from analysis.errors import UserError
 from unlearn.documents import RunReport
 from unlearn.language.config import FactRunConfig
+from unlearn.language.prepare import is_lab
 from unlearn.language.run import FactRun
 from unlearn.pipeline import Stage
 from unlearn.stages import Report, locked
@@ -20,7 +22,12 @@ def execute_facts(config: FactRunConfig, folder: Path, report: Report, until: St
 
     Returns:
         What `run.json` holds.
+
+    Raises:
+        UserError: The subject is the lab's, which is there to compare methods with.
     """
+    if is_lab(config):
+        raise UserError("The lab is there to compare methods by models that never knew: yesterday compare lab.")
     run = FactRun(config, folder, report)
     run.check()
     with locked(run.references.folder), locked(folder):

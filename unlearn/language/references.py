@@ -16,10 +16,11 @@ from typing import Any
 from pydantic import TypeAdapter
 from torch import nn
 
-from analysis.audit.facts.case import Budget, Case, FactReading
+from analysis.audit.facts.case import Budget, Case, FactReading, some
 from analysis.audit.facts.relearning import benign_tuned
+from analysis.audit.facts.retained import retained
 from analysis.audit.facts.tuning import fine_tuned, rotating
-from analysis.audit.facts.verdict import read_case
+from analysis.audit.facts.verdict import HARMLESS, read_case
 from analysis.files import write_text
 from analysis.subjects.language.bank import Bank, Fact, Share
 from analysis.subjects.language.encoding import Encoded, encode_texts
@@ -33,8 +34,9 @@ from unlearn.language.controls import CHEATS, output_filter
 from unlearn.methods.language.batches import joined
 from unlearn.stages import Report, Stages, locked
 
-DENIAL = "over-forgetting"
-"""The control of damage and of over-forgetting, which is asked only: nothing can be attacked in what is broken."""
+FRESH = "fresh-gold"
+"""A model that never knew and is not in the band, to test the audit on."""
+TRAINING = 0.9
 PLANTED_SEED = 7919
 PLANT_STEPS = 30
 PLANT_RATE = 1e-4
@@ -73,10 +75,14 @@ class References:
         language: The original.
         bank: The facts.
         twins: How many twins span the band.
+        attacked: How many of these are attacked too; the others are only asked.
         budget: Of every case.
         seed: Decides everything random.
         choosing: Whether the share "choose" is audited.
-        most_kept: Facts that must stay, of each kind and share, that are looked at; None looks at all.
+        most_facts: Facts to forget, of each share, that are drawn to be looked at; None looks at all.
+        most_kept: Facts that must stay, of each kind and share, likewise.
+        retrained: Trains, or reads, a model that was never taught the subject, by number, told how far it is; None
+            where there can be no such model and twins have to stand in for it.
         cache: Folder in which references are kept.
         report: Called with what is running and the share done.
     """
@@ -84,10 +90,13 @@ class References:
     language: LanguageModel
     bank: Bank
     twins: int
+    attacked: int
     budget: Budget
     seed: int
     choosing: bool
+    most_facts: int | None
     most_kept: int | None
+    retrained: Callable[[int, Callable[[float], None]], nn.Module] | None
     cache: Path
     report: Report
 
@@ -103,7 +112,7 @@ class References:
             "model": fingerprint(dict(self.language.model.named_parameters())),
             "bank": hashlib.sha256(text.encode()).hexdigest(),
             "test": self._test,
-            "kept": self.most_kept,
+            "most": None if self.most_facts is None else (self.most_facts, self.most_kept, self.seed),
             "versions": versions(),
         }
 
@@ -114,7 +123,7 @@ class References:
     @cached_property
     def base(self) -> dict[str, Any]:
         """What every reference depends on."""
-        return {**self._knowledge, "budget": asdict(self.budget), "seed": self.seed}
+        return {**self._knowledge, "budget": asdict(self.budget), "seed": self.seed, "attacked": self.attacked}
 
     def _place(self, settings: dict[str, Any], kind: str) -> Path:
         key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
@@ -140,9 +149,9 @@ class References:
             known: list[str] = []
             every: list[Fact] = []
             for split in ("edit", self._test):
-                every += self.bank.of("fact", split)
-                every += self.bank.of("neighbour", split)[: self.most_kept]
-                every += self.bank.of("far", split)[: self.most_kept]
+                every += some(self.bank.of("fact", split), self.most_facts, self.seed)
+                every += some(self.bank.of("neighbour", split), self.most_kept, self.seed)
+                every += some(self.bank.of("far", split), self.most_kept, self.seed)
             for start in range(0, len(every), 24):
                 part = every[start : start + 24]
                 found, _ = known_facts(self.language.model, self.language.tokenizer, part)
@@ -197,8 +206,8 @@ class References:
 
     @property
     def golds(self) -> tuple[str, ...]:
-        """Names of the twins' cases."""
-        return tuple(f"twin-{i:02d}" for i in range(self.twins))
+        """Names of the cases that never knew."""
+        return tuple(f"{'twin' if self.retrained is None else 'gold'}-{i:02d}" for i in range(self.twins))
 
     def read(self, cheats: Sequence[str], planted: bool) -> dict[str, list[FactReading]]:
         """Read all reference cases, or take what is there.
@@ -208,33 +217,53 @@ class References:
             planted: Whether to include the planted world.
 
         Returns:
-            Readings by case: "original", the twins, the cheats, "planted", "planted-filtered" and "never-planted".
+            Readings by case: "original", the twins or golds, the cheats, which are asked and looked into but not
+            attacked; beside twins "harmless", beside golds "fresh-gold", one that is not in the band; "planted",
+            "planted-filtered" and "never-planted".
         """
         model = self.language.model
         benign = self.benign(model)
         self._stage("original", lambda tell: read_case(self.case(model, self.subject, benign), progress=tell))
+        also = [HARMLESS] if self.retrained is None else [FRESH]
+        if self.retrained is None:
+            self._stage(HARMLESS, lambda _: retained(self.case(benign(), self.subject, benign)))
+        else:
+            self._stage(FRESH, self._gold(self.twins))
+
+        def twin_case(number: int) -> Callable[[Callable[[float], None]], list[FactReading]]:
+            def read(tell: Callable[[float], None]) -> list[FactReading]:
+                case = self.case(model, self.about(number), benign)
+                return read_case(case, keeps=False, attacks=number < self.attacked, progress=tell)
+
+            return read
+
         for number, name in enumerate(self.golds):
-            about = self.about(number)
-            self._stage(
-                name,
-                lambda tell, about=about: read_case(self.case(model, about, benign), keeps=False, progress=tell),  # type: ignore[misc]
-            )
+            self._stage(name, twin_case(number) if self.retrained is None else self._gold(number))
 
         def cheat(name: str) -> Callable[[Callable[[float], None]], list[FactReading]]:
             def read(tell: Callable[[float], None]) -> list[FactReading]:
                 edited = CHEATS[name](model, self.subject, self.seed)
                 case = self.case(edited, self.subject, self.benign(edited))
-                return read_case(case, attacks=name != DENIAL, progress=tell)
+                return read_case(case, attacks=False, progress=tell)
 
             return read
 
         for name in cheats:
             self._stage(name, cheat(name))
-        names = ["original", *self.golds, *cheats]
+        names = ["original", *also, *self.golds, *cheats]
         if planted:
             self._plant()
             names += ["planted", "planted-filtered", "never-planted"]
         return {name: load_readings(self.folder / "readings" / f"{name}.json") for name in names}
+
+    def _gold(self, number: int) -> Callable[[Callable[[float], None]], list[FactReading]]:
+        def read(tell: Callable[[float], None]) -> list[FactReading]:
+            assert self.retrained is not None
+            model = self.retrained(number, lambda share: tell(TRAINING * share))
+            case = self.case(model, self.subject, self.benign(model))
+            return read_case(case, progress=lambda share: tell(TRAINING + (1 - TRAINING) * share))
+
+        return read
 
     def _stage(self, name: str, read: Callable[[Callable[[float], None]], list[FactReading]]) -> None:
         path = f"readings/{name}.json"
@@ -279,7 +308,7 @@ class References:
 
         def hides(tell: Callable[[float], None]) -> list[FactReading]:
             model = output_filter(planted(), about, self.seed)
-            return read_case(self.case(model, about, self.benign(model)), progress=tell)
+            return read_case(self.case(model, about, self.benign(model)), attacks=False, progress=tell)
 
         self._stage("planted", knows)
         self._stage("planted-filtered", hides)

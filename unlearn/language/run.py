@@ -17,18 +17,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from analysis.audit.facts.case import QUICK, Budget
+from analysis.audit.facts.case import FactReading
 from analysis.audit.facts.verdict import audit_facts, read_case
 from analysis.audit.report import AuditReport
-from analysis.audit.verdict import fact_words
 from analysis.errors import UserError
 from analysis.fact_localization import MEASURES, fact_localization, mask_of, score
 from analysis.files import save_tensors, write_text
 from analysis.scores import Mask, check_fraction
-from analysis.subjects.data import cache_folder
-from analysis.subjects.language.bank import Bank, load_bank
+from analysis.subjects.language.bank import Bank
 from analysis.subjects.language.encoding import encode_texts
 from analysis.subjects.language.facts import FactSubject
+from analysis.subjects.language.lab_bank import open_bank
 from analysis.subjects.language.models import LanguageModel, load_language_model, save_language_model
 from analysis.subjects.language.scoring import answer_log_probabilities, row_losses
 from unlearn.documents import RunReport, versions
@@ -38,18 +37,15 @@ from unlearn.language.config import FactRunConfig
 from unlearn.language.continuations import continuations
 from unlearn.language.controls import random_mask
 from unlearn.language.pictures import collect, survival
+from unlearn.language.prepare import is_lab, open_language, open_references, words_of
 from unlearn.language.references import References, load_readings, save_readings
 from unlearn.methods import Method
 from unlearn.methods.language import LANGUAGE_METHODS
 from unlearn.optimize import Watch
 from unlearn.stages import Report, Stages
 
-TWINS = 8
-QUICK_TWINS = 6
-MOST_KEPT = 24
 CHEATS_RUN = ("output-filter", "last-block", "over-forgetting")
 CHEATS_QUICK = ("output-filter", "over-forgetting")
-YARDSTICK = "twins that never existed"
 WATCHED_ROWS = 24
 DEFAULT_METHOD = "rmu"
 READS = "readings"
@@ -75,34 +71,31 @@ class FactRun:
     @cached_property
     def bank(self) -> Bank:
         """The facts, read and checked."""
-        return load_bank(self.config.bank)
+        return open_bank(self.config.bank)
 
     @cached_property
     def language(self) -> LanguageModel:
         """The original."""
-        loaded = load_language_model(self.config.model, self.report)
-        loaded.model.requires_grad_(False)
-        return loaded
+        return open_language(self.config, self.report)
 
     @property
-    def budget(self) -> Budget:
-        """What each case of the audit may cost."""
-        return QUICK if self.config.quick else Budget()
+    def planted(self) -> tuple[str, str] | None:
+        """Names of the cases that calibrate the auditors, where planted facts do."""
+        return None if self.config.quick or is_lab(self.config) else ("planted", "never-planted")
 
     @cached_property
     def references(self) -> References:
-        """What is shared with other runs.
+        """What is shared with other runs."""
+        return open_references(self.config, self.language, self.bank, self.report)
 
-        Raises:
-            UserError: There are too few twins for a band.
+    def compared(self) -> dict[str, list[FactReading]]:
+        """Read everything that an edit is compared with, or take what is there.
+
+        Returns:
+            Readings by case.
         """
-        twins = self.config.twins or (QUICK_TWINS if self.config.quick else TWINS)
-        if twins < 3:
-            raise UserError(f"A band needs at least 3 twins, not {twins}; give more with --twins.")
-        cache = cache_folder() / "references"
-        c = self.config
-        kept = MOST_KEPT if c.quick else None
-        return References(self.language, self.bank, twins, self.budget, c.seed, c.choosing, kept, cache, self.report)
+        cheats = CHEATS_QUICK if self.config.quick else CHEATS_RUN
+        return self.references.read(cheats, planted=self.planted is not None)
 
     @property
     def subject(self) -> FactSubject:
@@ -250,12 +243,12 @@ class FactRun:
             The report.
         """
         quick = self.config.quick
-        references = self.references.read(CHEATS_QUICK if quick else CHEATS_RUN, planted=not quick)
+        references = self.compared()
         files = {"edited": f"{READS}/edited.json"}
 
-        def read(model: nn.Module, path: str, progress: Callable[[float], None]) -> None:
+        def read(model: nn.Module, path: str, progress: Callable[[float], None], attacks: bool = True) -> None:
             case = self.references.case(model, self.subject, self.references.benign(model))
-            save_readings(self.folder / path, read_case(case, progress=progress))
+            save_readings(self.folder / path, read_case(case, attacks=attacks, progress=progress))
 
         def audit_edited(progress: Callable[[float], None]) -> None:
             read(self.edited, files["edited"], progress)
@@ -266,8 +259,9 @@ class FactRun:
 
             def audit_random(progress: Callable[[float], None]) -> None:
                 model = random_mask(self.language.model, self.subject, self.mask, self.method, self.config.seed)
-                progress(0.2)
-                read(model, files["random-mask"], lambda share: progress(0.2 + 0.8 * share))
+                progress(0.7)
+                # A control, not the candidate: whether the place of the mask matters shows without attacks.
+                read(model, files["random-mask"], lambda share: progress(0.7 + 0.3 * share), attacks=False)
 
             settings = {**self.task, "method": self.method.name, "settings": asdict(self.method.settings)}
             self.stages.run("random mask", settings, ["mask.safetensors"], [files["random-mask"]], audit_random)
@@ -278,8 +272,8 @@ class FactRun:
             self.subject.forget_names,
             cases,
             self.references.golds,
-            fact_words(self.subject.forget_names, YARDSTICK),
-            None if quick else ("planted", "never-planted"),
+            words_of(self.config, self.subject.forget_names),
+            self.planted,
             self.config.seed,
         )
         write_text(self.folder / "audit.json", report.model_dump_json(indent=1))
@@ -343,7 +337,7 @@ class FactRun:
             "family": "facts",
             "method": self.method.name if self.config.candidate is None else None,
             "settings": asdict(self.method.settings),
-            "budget": asdict(self.budget),
+            "budget": asdict(self.references.budget),
             "twins": self.references.twins,
             "known": {kind: list(pair) for kind, pair in subject.counts.items()},
             "n_forget": len(subject.forget),

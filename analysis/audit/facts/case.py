@@ -17,6 +17,7 @@ from analysis.audit.report import Document, Role
 from analysis.subjects.language.bank import Fact
 from analysis.subjects.language.encoding import Tokenizer
 from analysis.subjects.language.facts import FactSubject
+from analysis.subjects.language.twins import twin
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,9 @@ class Budget:
 
     Attributes:
         taught: Facts that attackers are shown, at most.
-        asked: Facts on which they are judged, at most.
+        judged: Facts on which they are judged, at most.
+        asked: Facts that no method saw that are asked about outright, at most.
+        wordings: Held-out prompts in which each of these is asked about.
         shown: Facts of the share "edit" asked about with held-out prompts, at most.
         distractors: Wrong answers beside the right one, at most.
         retained: Facts that must stay, asked about, at most.
@@ -36,36 +39,37 @@ class Budget:
         samples: Continuations drawn per fact.
         benign_steps: Fine-tuning steps on unrelated text.
         roundings: How many ways of rounding to try, of those in `rounding`.
-        probe: Whether to train the probe for true statements.
+        attacks: What is done beyond asking, names from `verdict.ATTACKS`.
     """
 
     taught: int = 12
+    judged: int = 20
     asked: int = 40
-    shown: int = 32
-    distractors: int = 3
+    wordings: int = 2
+    shown: int = 24
+    distractors: int = 5
     retained: int = 64
     texts: int = 64
-    steps: int = 8
+    steps: int = 6
     rates: tuple[float, ...] = (3e-5, 1e-4)
     soft_steps: int = 8
-    samples: int = 2
+    samples: int = 4
     benign_steps: int = 8
-    roundings: int = 3
-    probe: bool = True
+    roundings: int = 2
+    attacks: tuple[str, ...] = (
+        "reverse",
+        "probe",
+        "context",
+        "rounding",
+        "sampling",
+        "soft prompt",
+        "unrelated text",
+        "relearning",
+    )
 
 
-QUICK = Budget(
-    asked=24,
-    shown=16,
-    retained=24,
-    texts=24,
-    steps=0,
-    soft_steps=0,
-    samples=0,
-    benign_steps=0,
-    roundings=1,
-    probe=False,
-)
+QUICK = Budget(asked=24, wordings=1, shown=16, retained=24, texts=24, roundings=1, attacks=("rounding",))
+STRANGER_SEED = 104_729
 
 
 class FactReading(Document):
@@ -83,6 +87,9 @@ class FactReading(Document):
         values: One per fact.
         curve_x: x values of `curve`, e.g. fine-tuning steps.
         curve: Means over facts.
+        beside: The same values beside a stranger (`contrast`), where both were taken; the audit uses what tells the
+            original from those that never knew more plainly.
+        beside_curve: Means of those.
     """
 
     auditor: str
@@ -96,6 +103,8 @@ class FactReading(Document):
     values: tuple[float, ...]
     curve_x: tuple[float, ...] = ()
     curve: tuple[float, ...] = ()
+    beside: tuple[float, ...] = ()
+    beside_curve: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,12 +141,9 @@ class Case:
         Returns:
             In their order.
         """
-        chosen = set(random.Random(self.seed).sample(range(len(facts)), min(most, len(facts))))
         wrong = self.budget.distractors
         return tuple(
-            fact.model_copy(update={"distractors": fact.distractors[:wrong]})
-            for i, fact in enumerate(facts)
-            if i in chosen
+            fact.model_copy(update={"distractors": fact.distractors[:wrong]}) for fact in some(facts, most, self.seed)
         )
 
     @cached_property
@@ -149,6 +155,13 @@ class Case:
     def unseen(self) -> tuple[Fact, ...]:
         """Facts that no method saw."""
         return self.some(self.subject.forget_test, self.budget.asked)
+
+    @cached_property
+    def strangers(self) -> dict[str, Fact]:
+        """The subject's facts by id, told about one more invented subject, which no twin is."""
+        facts = [*self.subject.forget, *self.subject.forget_test]
+        _, told = twin(self.subject.about, facts, STRANGER_SEED)
+        return {fact.id: fact for fact in told}
 
     @cached_property
     def taught(self) -> tuple[Fact, ...]:
@@ -171,7 +184,23 @@ class Case:
         left = tuple(
             fact for fact in self.unseen if not given & {text.casefold() for text in (fact.answer, *fact.aliases)}
         )
-        return left or self.unseen
+        return some(left or self.unseen, self.budget.judged, self.seed)
+
+
+def some(facts: Sequence[Fact], most: int | None, seed: int) -> tuple[Fact, ...]:
+    """Draw facts; equally many facts in equal order give the same places.
+
+    Args:
+        facts: To draw from.
+        most: How many; None takes all.
+        seed: Of the draw.
+
+    Returns:
+        In their order.
+    """
+    if most is None or most >= len(facts):
+        return tuple(facts)
+    return tuple(facts[i] for i in sorted(random.Random(seed).sample(range(len(facts)), most)))
 
 
 def ids(facts: Sequence[Fact]) -> tuple[str, ...]:

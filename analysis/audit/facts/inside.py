@@ -4,20 +4,41 @@ import random
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from analysis.attribution.anatomy import anatomy
 from analysis.audit.facts.case import Case, FactReading, ids
 from analysis.representations.probes import fit_probes, standardised
 from analysis.subjects.language.bank import Fact
-from analysis.subjects.language.encoding import encode_answers
-from analysis.subjects.language.scoring import pack
+from analysis.subjects.language.encoding import continuation, pad
+from analysis.subjects.language.scoring import ROWS, pack
 
 WRONG = 3
 FEWEST = 4
+FEWEST_STARTS = 3
 LAYERS = (0.5, 0.75, 1.0)
 
 
 @torch.no_grad()
+def last_states(model: nn.Module, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Read the residual stream at the last token of each row.
+
+    Args:
+        model: A causal language model, run as it is.
+        rows: Token ids.
+
+    Returns:
+        [n, blocks + 1, width]: before the first block, between blocks, and behind the last one and the final norm.
+    """
+    out = []
+    for start in range(0, len(rows), ROWS):
+        part = [list(row) for row in rows[start : start + ROWS]]
+        states = model.base_model(input_ids=pad(part, 0), use_cache=False, output_hidden_states=True).hidden_states  # type: ignore[operator]
+        last = torch.tensor([len(row) - 1 for row in part])
+        out.append(torch.stack([state[torch.arange(len(part)), last] for state in states], 1))
+    return torch.cat(out)
+
+
 def lens(case: Case) -> FactReading | None:
     """Read the answer off every layer where it is about to be said, by the model's own head (nostalgebraist 2020).
 
@@ -31,58 +52,54 @@ def lens(case: Case) -> FactReading | None:
     Returns:
         Shares of the right answer's token among the options' tokens; None where all options begin alike.
     """
-    facts = (*case.shown, *case.unseen)
+    kept: list[Fact] = []
+    tokens: list[list[int]] = []
+    own: list[list[int]] = []
+    strange: list[list[int]] = []
+    for fact in (*case.shown, *case.unseen):
+        options, other = (
+            pack(case.tokenizer, one.heldout[0], [fact.answer, *fact.distractors])
+            for one in (fact, case.strangers[fact.id])
+        )
+        tails = options.tails
+        alike = 0
+        while all(len(tail) > alike + 1 for tail in tails) and len({tail[alike] for tail in tails}) == 1:
+            alike += 1
+        starts = list(dict.fromkeys(tail[alike] for tail in tails))
+        if len(starts) < FEWEST_STARTS:
+            continue
+        kept.append(fact)
+        tokens.append(starts)
+        own.append([*options.prompt, *tails[0][:alike]])
+        strange.append([*other.prompt, *tails[0][:alike]])
+    if not kept:
+        return None
     norm = case.model.get_submodule(anatomy(case.model).final_norm)
     weight = case.model.get_output_embeddings().weight  # type: ignore[operator]
-    rows: list[torch.Tensor] = []
-    kept: list[Fact] = []
-    for fact in facts:
-        options = pack(case.tokenizer, fact.heldout[0], [fact.answer, *fact.distractors])
-        tails, at = [], options.prompt
-        for length in options.lengths:
-            tails.append(options.ids[at : at + length])
-            at += length
-        shared = 0
-        while all(len(tail) > shared + 1 for tail in tails) and len({tail[shared] for tail in tails}) == 1:
-            shared += 1
-        tokens = [tail[shared] for tail in tails]
-        tokens = [tokens[0], *dict.fromkeys(token for token in tokens[1:] if token != tokens[0])]
-        if len(tokens) < 3:
-            continue
-        prompt = torch.tensor([[*options.ids[: options.prompt], *tails[0][:shared]]])
-        states = case.model.base_model(input_ids=prompt, use_cache=False, output_hidden_states=True).hidden_states  # type: ignore[operator]
+
+    def read(rows: list[list[int]]) -> list[torch.Tensor]:
+        states = last_states(case.model, rows)
         # The last state has gone through the final norm already.
-        last = torch.stack([*(norm(state[0, -1]) for state in states[:-1]), states[-1][0, -1]])
-        rows.append((last @ weight[tokens].T).double().softmax(1)[:, 0])
-        kept.append(fact)
-    if not rows:
-        return None
-    table = torch.stack(rows)
-    layer = int(table.mean(0).argmax())
+        with torch.no_grad():
+            states = torch.cat([norm(states[:, :-1]), states[:, -1:]], 1)
+            return [(state @ weight[mine].T).double() for state, mine in zip(states, tokens, strict=True)]
+
+    mine, theirs = read(own), read(strange)
+    said = torch.stack([logits.softmax(1)[:, 0] for logits in mine])
+    beside = torch.stack([(one - other).softmax(1)[:, 0] for one, other in zip(mine, theirs, strict=True)])
+    best, best_beside = (int(table.mean(0).argmax()) for table in (said, beside))
     return FactReading(
         auditor="logit lens, best layer",
         group="lens",
         role="inner",
         unit="share",
         facts=ids(kept),
-        values=tuple(table[:, layer].tolist()),
-        curve_x=tuple(float(i) for i in range(table.shape[1])),
-        curve=tuple(table.mean(0).tolist()),
+        values=tuple(said[:, best].tolist()),
+        curve_x=tuple(float(i) for i in range(said.shape[1])),
+        curve=tuple(said.mean(0).tolist()),
+        beside=tuple(beside[:, best_beside].tolist()),
+        beside_curve=tuple(beside.mean(0).tolist()),
     )
-
-
-@torch.no_grad()
-def _ends(case: Case, statements: Sequence[tuple[str, str]]) -> torch.Tensor:
-    # Hidden states at the last token of statements, [n, layers, width].
-    out = []
-    for start in range(0, len(statements), 48):
-        encoded = encode_answers(case.tokenizer, statements[start : start + 48])
-        states = case.model.base_model(input_ids=encoded.ids, use_cache=False, output_hidden_states=True).hidden_states  # type: ignore[operator]
-        last = torch.tensor([int((row >= 0).nonzero().max()) + 1 for row in encoded.labels])
-        depth = len(states) - 1
-        chosen = [states[round(share * depth)] for share in LAYERS]
-        out.append(torch.stack([state[torch.arange(len(last)), last] for state in chosen], 1))
-    return torch.cat(out)
 
 
 def own_wrong(case: Case, fact: Fact) -> tuple[str, ...]:
@@ -142,7 +159,9 @@ def truth_probe(case: Case) -> list[FactReading]:
     asked = [f for f in case.asked if len(wrong[f.id]) == WRONG]
     if min(len(taught), len(asked)) < FEWEST:
         return []
-    states = _ends(case, statements(taught) + statements(asked)).double()
+    rows = [continuation(case.tokenizer, *told)[0] for told in statements(taught) + statements(asked)]
+    every = last_states(case.model, rows)
+    states = every[:, [round(depth * (every.shape[1] - 1)) for depth in LAYERS]].double()
     best = torch.zeros(len(asked), dtype=torch.double)
     for layer in range(states.shape[1]):
         grouped = states[:, layer].view(len(taught) + len(asked), 1 + WRONG, -1)

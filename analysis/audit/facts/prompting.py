@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from analysis.audit.facts.case import Case, FactReading, ids
+from analysis.audit.facts.contrast import contrasted, first_prompt, shares
 from analysis.subjects.language.bank import Fact
-from analysis.subjects.language.encoding import Encoded, encode_answers, token_ids
-from analysis.subjects.language.scoring import ask, encode_facts, head_of, read_tokens
+from analysis.subjects.language.encoding import Encoded, token_ids
+from analysis.subjects.language.scoring import ask, encode_facts, head_of, hidden_states, read_tokens
 
 SHOTS = 4
 SOFT_TOKENS = 8
@@ -17,30 +18,38 @@ SOFT_RATE = 0.01
 NEW_TOKENS = 6
 
 
-def statements(case: Case, asked: Sequence[Fact]) -> str:
+def statements(case: Case, asked: Sequence[Fact]) -> tuple[str, str]:
     """Write down taught facts to be put in front of prompts: four, or as many as the model's context has room for.
 
     Args:
         case: Gives the facts.
-        asked: Whose first two held-out prompts must fit behind them, with every option.
+        asked: Whose first held-out prompts must fit behind them, with every option.
 
     Returns:
-        True statements, each followed by a space; empty when not even one fits.
+        True statements, each followed by a space; and the stranger's. Empty when not even one fits.
     """
-    texts = [f"{fact.train[0]} {fact.answer}. " for fact in case.taught[:SHOTS]]
+
+    def told(fact: Fact) -> str:
+        return f"{fact.train[0]} {fact.answer}. "
+
+    texts = [(told(fact), told(case.strangers[fact.id])) for fact in case.taught[:SHOTS]]
     ends = [
-        f"{prompt} {option}"
+        (f"{fact.heldout[0]} {option}", f"{case.strangers[fact.id].heldout[0]} {option}")
         for fact in asked
-        for prompt in fact.heldout[:1]
         for option in (fact.answer, *fact.distractors)
     ]
     longest = case.subject.longest
-    while texts and longest is not None:
-        before = "".join(texts)
-        if max(len(token_ids(case.tokenizer, before + end)) for end in ends) <= longest:
-            break
+
+    def both() -> tuple[str, str]:
+        return "".join(own for own, _ in texts), "".join(strange for _, strange in texts)
+
+    def most() -> int:
+        pairs = [zip(both(), end, strict=True) for end in ends]
+        return max(len(token_ids(case.tokenizer, before + after)) for pair in pairs for before, after in pair)
+
+    while texts and longest is not None and most() > longest:
         texts.pop()
-    return "".join(texts)
+    return both()
 
 
 def in_context(case: Case) -> FactReading:
@@ -50,26 +59,24 @@ def in_context(case: Case) -> FactReading:
         case: The model and the facts.
 
     Returns:
-        Shares of the right answers.
+        Shares of the right answers; the stranger is asked about after as many facts about it.
     """
-    shots = statements(case, case.asked)
-    found = ask(case.model, case.tokenizer, case.asked, [fact.heldout[:1] for fact in case.asked], before=shots)
+    shots, strange = statements(case, case.asked)
+    found = ask(case.model, case.tokenizer, case.asked, [first_prompt(fact) for fact in case.asked], shots)
     return FactReading(
         auditor=f"{SHOTS} other facts in the prompt",
         group="context",
         role="inner",
         unit="share",
         facts=ids(case.asked),
-        values=tuple(fmean(one.share for one in mine) for mine in found),
+        values=shares(found),
+        beside=contrasted(case, case.asked, found, first_prompt, before=strange),
     )
 
 
 def _behind(model: nn.Module, soft: torch.Tensor, encoded: Encoded) -> torch.Tensor:
     # Summed log p of the asked tokens of each row behind the soft prompt [k, width].
-    embedded = model.get_input_embeddings()(encoded.ids)  # type: ignore[operator]
-    joined = torch.cat([soft.expand(len(encoded), -1, -1), embedded], 1)
-    hidden = model.base_model(inputs_embeds=joined, use_cache=False).last_hidden_state[:, len(soft) :]  # type: ignore[operator]
-    found, rows = read_tokens(model, hidden, encoded.labels)
+    found, rows = read_tokens(model, hidden_states(model, encoded.ids, soft)[:, len(soft) :], encoded.labels)
     return found.new_zeros(len(encoded)).index_add(0, rows, found)
 
 
@@ -105,21 +112,16 @@ def soft_prompt(case: Case) -> FactReading:
     finally:
         for parameter, flag in zip(model.parameters(), flags, strict=True):
             parameter.requires_grad_(flag)
-    values = []
-    with torch.no_grad():
-        for fact in case.asked:
-            # One row per option: a soft prompt shifts positions, which packed options don't provide for.
-            apart = encode_answers(
-                tokenizer, [(fact.heldout[0], option) for option in (fact.answer, *fact.distractors)]
-            )
-            values.append(float(_behind(model, soft.detach(), apart).double().softmax(0)[0]))
+    trained = soft.detach()
+    found = ask(model, tokenizer, case.asked, [first_prompt(fact) for fact in case.asked], soft=trained)
     return FactReading(
         auditor="soft prompt trained on other facts",
         group="soft prompt",
         role="inner",
         unit="share",
         facts=ids(case.asked),
-        values=tuple(values),
+        values=shares(found),
+        beside=contrasted(case, case.asked, found, first_prompt, soft=trained),
     )
 
 
@@ -131,35 +133,36 @@ def sampled(
 
     Args:
         model: A causal language model.
-        prompts: Token ids; those of equal length run together.
+        prompts: Token ids; they run together, the shorter ones behind padding that nothing sees.
         samples: How many for each prompt; with temperature 0 all are the same, so 1 is enough.
         new: Tokens of each.
-        seed: Of the draws; equal prompts in equal order get equal luck, so models can be compared. Continuations don't
-            depend on prompts of other lengths.
+        seed: Of the draws; equally many prompts in equal order get equal luck, so models can be compared.
         temperature: 1 draws from the model's own distribution, 0 takes the likeliest token.
 
     Returns:
         For each prompt, int64 [samples, new].
     """
-    out: list[torch.Tensor] = [torch.empty(0)] * len(prompts)
-    for length in sorted({len(prompt) for prompt in prompts}):
-        chosen = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
-        generator = torch.Generator().manual_seed(seed)
-        ids_now = torch.tensor([prompts[i] for i in chosen]).repeat_interleave(samples, 0)
-        cache, drawn = None, []
-        for _ in range(new):
-            found = model.base_model(input_ids=ids_now, past_key_values=cache, use_cache=True)  # type: ignore[operator]
-            cache = found.past_key_values
-            logits = head_of(model)(found.last_hidden_state[:, -1]).float()
-            if temperature == 0:
-                ids_now = logits.argmax(1, keepdim=True)
-            else:
-                ids_now = torch.multinomial((logits / temperature).softmax(1), 1, generator=generator)
-            drawn.append(ids_now)
-        together = torch.cat(drawn, 1).view(len(chosen), samples, new)
-        for i, mine in zip(chosen, together, strict=True):
-            out[i] = mine
-    return out
+    longest = max(map(len, prompts))
+    ids_now = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+    real = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    ids_now, real = ids_now.repeat_interleave(samples, 0), real.repeat_interleave(samples, 0)
+    place = (real.cumsum(1) - 1).clamp(min=0)
+    generator = torch.Generator().manual_seed(seed)
+    cache, drawn = None, []
+    for _ in range(new):
+        found = model.base_model(  # type: ignore[operator]
+            input_ids=ids_now, attention_mask=real, position_ids=place, past_key_values=cache, use_cache=True
+        )
+        cache = found.past_key_values
+        logits = head_of(model)(found.last_hidden_state[:, -1]).float()
+        if temperature == 0:
+            ids_now = logits.argmax(1, keepdim=True)
+        else:
+            ids_now = torch.multinomial((logits / temperature).softmax(1), 1, generator=generator)
+        drawn.append(ids_now)
+        real = torch.cat([real, torch.ones_like(ids_now)], 1)
+        place = place[:, -1:] + 1
+    return list(torch.cat(drawn, 1).view(len(prompts), samples, new))
 
 
 def says(text: str, fact: Fact) -> bool:

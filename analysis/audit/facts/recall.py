@@ -10,17 +10,17 @@ from statistics import fmean
 import torch
 
 from analysis.audit.facts.case import Case, FactReading, ids
+from analysis.audit.facts.contrast import contrasted, first_prompt, shares
 from analysis.subjects.language.bank import Fact
 from analysis.subjects.language.scoring import (
     Answered,
     answer_log_probabilities,
     ask,
     encode_answers,
-    greedy_hits,
+    share,
 )
-from analysis.subjects.language.twins import twin
 
-INVENTED_SEED = 104_729
+REVERSE_WRONG = 3
 
 
 def question_form(fact: Fact) -> str:
@@ -35,95 +35,58 @@ def question_form(fact: Fact) -> str:
     return f"Question: {fact.question}\nAnswer:"
 
 
-def _shares(answers: Sequence[Sequence[Answered]]) -> tuple[float, ...]:
-    return tuple(fmean(one.share for one in mine) for mine in answers)
-
-
 @torch.no_grad()
-def reverse_shares(case: Case, facts: Sequence[Fact]) -> tuple[float, ...]:
+def reverse(case: Case) -> FactReading | None:
     """Ask the other way round: how much likelier the right answer makes the subject than wrong answers do.
 
     Where the answer is a name, the wrong ones are invented, for a subject as for its twin: of famous ones a model knows
     to whom else they belong, which would speak for the subject even if nothing was ever known of it.
 
     Args:
-        case: The model.
-        facts: With a `reverse`, whose prompt contains the answer.
+        case: The model and the facts.
 
     Returns:
-        For each fact p(subject | prompt with the answer) over the sum of that for all options.
-
-    Raises:
-        ValueError: A fact has no reverse form.
+        For each fact p(subject | prompt with the answer) over the sum of that for all options; None where no fact has a
+        reverse form in which its answer can be exchanged.
     """
-    shares = []
+    values: list[float] = []
+    facts = []
     own = set(case.subject.about.all_names)
-    _, strangers = twin(case.subject.about, facts, INVENTED_SEED)
-    for fact, stranger in zip(facts, strangers, strict=True):
-        if fact.reverse is None:
-            raise ValueError(f"{fact.id} has no reverse form")
-        options = (fact.answer, *(name for name in stranger.distractors if name not in own))
+    for fact in (*case.shown, *case.unseen):
+        if fact.reverse is None or fact.answer not in fact.reverse.prompt:
+            continue
+        wrong = [name for name in case.strangers[fact.id].distractors if name not in own]
+        options = (fact.answer, *wrong[:REVERSE_WRONG])
         pairs = [(fact.reverse.prompt.replace(fact.answer, option), fact.reverse.answer) for option in options]
         found = answer_log_probabilities(case.model, encode_answers(case.tokenizer, pairs))
-        shares.append(float(found.double().softmax(0)[0]))
-    return tuple(shares)
+        facts.append(fact)
+        values.append(share(found.tolist()))
+    if not facts:
+        return None
+    return FactReading(
+        auditor="asked the other way round",
+        group="reverse",
+        role="inner",
+        unit="share",
+        facts=ids(facts),
+        values=tuple(values),
+    )
 
 
-def has_reverse(fact: Fact) -> bool:
-    """Say whether a fact can be asked the other way round.
-
-    Args:
-        fact: Any.
-
-    Returns:
-        Whether it has a reverse form in which its answer can be exchanged.
-    """
-    return fact.reverse is not None and fact.answer in fact.reverse.prompt
-
-
-@torch.no_grad()
-def extraction(case: Case, facts: Sequence[Fact]) -> tuple[float, ...]:
+def extraction(answers: Sequence[Answered]) -> float:
     """Measure how little of an answer must be given away before the model completes it word for word.
 
     Extraction strength (Carlini et al. 2021, in the form of Wang et al. 2025): 1 - (fewest leading tokens given) /
-    (tokens of the answer), greedy decoding, 0 when all must be given; the mean over the held-out prompts.
+    (tokens of the answer), greedy decoding, 0 when all must be given.
 
     Args:
-        case: The model.
-        facts: With answers of several tokens.
+        answers: To the prompts of one fact.
 
     Returns:
-        Values in [0, 1].
+        The mean over the prompts, in [0, 1].
     """
-    pairs = [(prompt, fact.answer) for fact in facts for prompt in fact.heldout]
-    encoded = encode_answers(case.tokenizer, pairs)
-    strengths: list[float] = []
-    for start in range(0, len(encoded), 48):
-        part = encoded.take(slice(start, start + 48))
-        greedy, rows = greedy_hits(case.model, part)
-        for row in range(len(part)):
-            mine = greedy[rows == row].tolist()
-            wrong = [i for i, right in enumerate(mine) if not right]
-            strengths.append(1 - (wrong[-1] + 1 if wrong else 0) / len(mine))
-    values, at = [], 0
-    for fact in facts:
-        values.append(fmean(strengths[at : at + len(fact.heldout)]))
-        at += len(fact.heldout)
-    return tuple(values)
-
-
-def multi_token(case: Case, fact: Fact) -> bool:
-    """Say whether an answer has several tokens; with one, extraction strength is meaningless.
-
-    Args:
-        case: Its tokenizer decides.
-        fact: Any.
-
-    Returns:
-        Whether it has.
-    """
-    encoded = encode_answers(case.tokenizer, [(fact.heldout[0], fact.answer)])
-    return int((encoded.labels >= 0).sum()) > 1
+    given = [max((i + 1 for i, right in enumerate(one.greedy) if not right), default=0) for one in answers]
+    return fmean(1 - most / len(one.greedy) for most, one in zip(given, answers, strict=True))
 
 
 def recall(case: Case) -> list[FactReading]:
@@ -133,39 +96,41 @@ def recall(case: Case) -> list[FactReading]:
         case: The model and the facts.
 
     Returns:
-        Behaviour on facts that the method may have seen and on unseen ones (held-out prompts only), the strongest of
-        all wordings, the reverse form, extraction strength, and over-forgetting.
+        Behaviour on facts that the method may have seen and on unseen ones (held-out prompts only), both beside a
+        stranger, the strongest of all wordings, extraction strength of answers with several tokens (with one it is
+        meaningless), and over-forgetting.
     """
     shown, unseen = case.shown, case.unseen
-    words = [[*fact.heldout[:2], question_form(fact)] for fact in unseen]
-    seen = ask(case.model, case.tokenizer, shown, [fact.heldout[:1] for fact in shown])
-    asked = ask(case.model, case.tokenizer, unseen, words)
+
+    def wordings(fact: Fact) -> Sequence[str]:
+        return fact.heldout[: case.budget.wordings]
+
+    seen = ask(case.model, case.tokenizer, shown, [first_prompt(fact) for fact in shown])
+    asked = ask(case.model, case.tokenizer, unseen, [[*wordings(fact), question_form(fact)] for fact in unseen])
     held = [mine[:-1] for mine in asked]
-    first = tuple(fmean(float(one.rank == 1) for one in mine) for mine in held)
     loud = [fmean(one.margin for one in mine) for mine in [*seen, *held]]
     readings = [
         FactReading(auditor="right answer, facts shown to the method", group="recall", role="behaviour", unit="share",
-                    facts=ids(shown), values=_shares(seen)),
+                    facts=ids(shown), values=shares(seen)),
         FactReading(auditor="right answer, facts held out", group="recall", role="behaviour", unit="share",
-                    facts=ids(unseen), values=_shares(held)),
+                    facts=ids(unseen), values=shares(held)),
         FactReading(auditor="right answer ranked first", group="recall", role="behaviour", unit="share of prompts",
-                    facts=ids(unseen), values=first),
+                    facts=ids(unseen), values=tuple(fmean(float(one.rank == 1) for one in mine) for mine in held)),
+        FactReading(auditor="beside a stranger, facts shown to the method", group="contrast", role="inner",
+                    unit="share", facts=ids(shown), values=contrasted(case, shown, seen, first_prompt)),
+        FactReading(auditor="beside a stranger, facts held out", group="contrast", role="inner", unit="share",
+                    facts=ids(unseen), values=contrasted(case, unseen, held, wordings)),
         FactReading(auditor="strongest wording", group="paraphrase", role="inner", unit="share",
                     facts=ids(unseen), values=tuple(max(one.share for one in mine) for mine in asked)),
         FactReading(auditor="over-forgetting", group="over-forgetting", role="inner", unit="nats",
                     scale="identity", outside="below",
                     telling="over-forgetting", facts=(*ids(shown), *ids(unseen)), values=tuple(loud)),
     ]  # fmt: skip
-    turned = [fact for fact in (*shown, *unseen) if has_reverse(fact)]
-    if turned:
-        readings.append(
-            FactReading(auditor="asked the other way round", group="reverse", role="inner", unit="share",
-                        facts=ids(turned), values=reverse_shares(case, turned))
-        )  # fmt: skip
-    long = [fact for fact in (*shown, *unseen) if multi_token(case, fact)]
+    every = zip((*shown, *unseen), (*seen, *held), strict=True)
+    long = [(fact, mine) for fact, mine in every if len(mine[0].greedy) > 1]
     if long:
         readings.append(
             FactReading(auditor="extraction strength", group="extraction", role="inner", unit="share of the answer",
-                        facts=ids(long), values=extraction(case, long))
+                        facts=ids([fact for fact, _ in long]), values=tuple(extraction(mine) for _, mine in long))
         )  # fmt: skip
     return readings

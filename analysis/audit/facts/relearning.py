@@ -9,10 +9,11 @@ from statistics import fmean
 from torch import nn
 
 from analysis.audit.facts.case import Budget, Case, FactReading, ids
+from analysis.audit.facts.contrast import ask_contrasted, contrasted, first_prompt, shares
 from analysis.audit.facts.tuning import fine_tuned, rotating
-from analysis.subjects.language.encoding import encode_texts
+from analysis.subjects.language.encoding import Encoded, encode_texts
 from analysis.subjects.language.facts import FactSubject
-from analysis.subjects.language.scoring import ask, encode_facts
+from analysis.subjects.language.scoring import Answered, ask, encode_facts
 
 BENIGN_RATE = 1e-4
 ROWS = 8
@@ -21,42 +22,45 @@ ROWS = 8
 def relearning(case: Case) -> FactReading:
     """Teach some facts and ask others; the strongest of all learning rates and moments counts.
 
-    Every learning rate gets half of the steps; the one that brought back most goes on to the end, with its optimiser
-    begun anew.
+    Every learning rate gets half of the steps; the one after which right answers have the largest share goes on to the
+    end, with its optimiser begun anew.
 
     Args:
         case: The model and the facts.
 
     Returns:
-        Shares of the right answers to the first held-out prompt, and the strongest rate's curve over steps.
+        Shares of the right answers to the first held-out prompt, and that rate's curve over steps.
     """
     budget, tokenizer = case.budget, case.tokenizer
     lessons = list(rotating(encode_facts(tokenizer, case.taught), ROWS, budget.steps, case.seed))
     half = max(1, budget.steps // 2) if len(budget.rates) > 1 else budget.steps
-    before = _asked(case, case.model)
-    tries = []
-    for rate in budget.rates:
-        model = fine_tuned(case.model, lessons[:half], rate)
-        tries.append((_asked(case, model), rate, model))
-    best, rate, model = max(tries, key=lambda one: fmean(one[0]))
-    looks = [(0, before), (half, best)]
+    prompts = [first_prompt(fact) for fact in case.asked]
+
+    def tried(model: nn.Module, rate: float, steps: list[Encoded]) -> tuple[nn.Module, float, list[list[Answered]]]:
+        tuned = fine_tuned(model, steps, rate)
+        return tuned, rate, ask(tuned, tokenizer, case.asked, prompts)
+
+    tries = (tried(case.model, rate, lessons[:half]) for rate in budget.rates)
+    model, rate, best = max(tries, key=lambda one: fmean(shares(one[2])))
+    looks = [
+        (0, ask_contrasted(case, case.asked)),
+        (half, (shares(best), contrasted(case, case.asked, best, first_prompt, model))),
+    ]
     if half < budget.steps:
-        looks.append((budget.steps, _asked(case, fine_tuned(model, lessons[half:], rate))))
+        looks.append((budget.steps, ask_contrasted(case, case.asked, fine_tuned(model, lessons[half:], rate))))
+    said, beside = ([both[which] for _, both in looks] for which in (0, 1))
     return FactReading(
         auditor="relearn some facts, test others",
         group="relearn",
         role="inner",
         unit="share",
         facts=ids(case.asked),
-        values=max((values for step, values in looks if step > 0), key=fmean),
+        values=max(said[1:], key=fmean),
         curve_x=tuple(float(step) for step, _ in looks),
-        curve=tuple(fmean(values) for _, values in looks),
+        curve=tuple(map(fmean, said)),
+        beside=max(beside[1:], key=fmean),
+        beside_curve=tuple(map(fmean, beside)),
     )
-
-
-def _asked(case: Case, model: nn.Module) -> tuple[float, ...]:
-    found = ask(model, case.tokenizer, case.asked, [fact.heldout[:1] for fact in case.asked])
-    return tuple(mine[0].share for mine in found)
 
 
 def benign_tuned(model: nn.Module, subject: FactSubject, budget: Budget, seed: int) -> nn.Module:
@@ -83,14 +87,15 @@ def benign_relearning(case: Case) -> FactReading:
         case: The model and the facts.
 
     Returns:
-        Shares of the right answers to all held-out prompts.
+        Shares of the right answers.
     """
-    found = ask(case.benign(), case.tokenizer, case.unseen, [fact.heldout[:2] for fact in case.unseen])
+    said, beside = ask_contrasted(case, case.asked, case.benign())
     return FactReading(
         auditor="after tuning on unrelated text",
         group="benign",
         role="inner",
         unit="share",
-        facts=ids(case.unseen),
-        values=tuple(fmean(one.share for one in mine) for mine in found),
+        facts=ids(case.asked),
+        values=said,
+        beside=beside,
     )

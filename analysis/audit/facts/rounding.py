@@ -8,13 +8,13 @@ several are tried: 8 bits per row, 4 bits per group of 32, and 4 bits per row.
 
 import copy
 from collections.abc import Callable, Mapping
-from statistics import fmean
 
 import torch
 from torch import nn
 
 from analysis.audit.facts.case import Case, FactReading, ids
-from analysis.subjects.language.scoring import ask, head_of
+from analysis.audit.facts.contrast import ask_contrasted
+from analysis.subjects.language.scoring import head_of
 
 GROUP = 32
 
@@ -60,8 +60,8 @@ def rounded_model(model: nn.Module, rounding: Callable[[torch.Tensor], torch.Ten
 
 ROUNDINGS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "4 bits, groups of 32": lambda weight: rounded(weight, 4, GROUP),
-    "4 bits, rows": lambda weight: rounded(weight, 4),
     "8 bits": lambda weight: rounded(weight, 8),
+    "4 bits, rows": lambda weight: rounded(weight, 4),
 }
 
 
@@ -72,19 +72,20 @@ def rounding(case: Case) -> list[FactReading]:
         case: The model and the facts.
 
     Returns:
-        One reading per way of rounding: shares of the right answers to the first two held-out prompts.
+        One reading per way of rounding: shares of the right answers.
     """
     readings = []
     for name, way in list(ROUNDINGS.items())[: case.budget.roundings]:
-        found = ask(rounded_model(case.model, way), case.tokenizer, case.unseen, [f.heldout[:1] for f in case.unseen])
+        said, beside = ask_contrasted(case, case.asked, rounded_model(case.model, way))
         readings.append(
             FactReading(
                 auditor=f"weights rounded to {name}",
                 group="rounding",
                 role="inner",
                 unit="share",
-                facts=ids(case.unseen),
-                values=tuple(fmean(one.share for one in mine) for mine in found),
+                facts=ids(case.asked),
+                values=said,
+                beside=beside,
             )
         )
     return readings

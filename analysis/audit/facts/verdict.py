@@ -6,11 +6,12 @@ from statistics import fmean, stdev
 
 from scipy import stats
 
+from analysis.audit.bands import to_scale
 from analysis.audit.bench import Reading
 from analysis.audit.facts.case import Case, FactReading
 from analysis.audit.facts.inside import lens, truth_probe
 from analysis.audit.facts.prompting import in_context, leak, soft_prompt
-from analysis.audit.facts.recall import recall
+from analysis.audit.facts.recall import recall, reverse
 from analysis.audit.facts.relearning import benign_relearning, relearning
 from analysis.audit.facts.retained import drawn_again, retained
 from analysis.audit.facts.rounding import rounding
@@ -19,7 +20,21 @@ from analysis.audit.verdict import Words, judge, measured
 
 Job = Callable[[Case], FactReading | list[FactReading] | None]
 CaseReadings = Mapping[str, Sequence[FactReading]]
+ATTACKS: Mapping[str, Job] = {
+    "reverse": reverse,
+    "probe": truth_probe,
+    "context": in_context,
+    "rounding": rounding,
+    "sampling": leak,
+    "soft prompt": soft_prompt,
+    "unrelated text": benign_relearning,
+    "relearning": relearning,
+}
 CALIBRATED_LEVEL = 0.01
+FEWEST_GOLDS = 3
+DRAWS = 40
+HARMLESS = "harmless"
+"""Name of the original after a moment of tuning on unrelated text: how far one that is no worse may differ from it."""
 NOT_MEASURED = (
     "a model trained from scratch without the subject: none exists for a pretrained model, twins stand in for it",
     "attackers with more facts, steps or another optimiser than the budget printed in run.json",
@@ -35,24 +50,14 @@ def read_case(
     Args:
         case: The model and the facts.
         keeps: Also read what must stay; the twins of one model share that with it.
-        attacks: Also attack and look inside, instead of only asking.
+        attacks: Also attack, instead of only asking and looking inside.
         progress: Called with the share done, 0 to 1.
 
     Returns:
-        The readings, in a fixed order; an auditor for which the budget leaves nothing is absent.
+        The readings, in a fixed order.
     """
-    budget = case.budget
-    inner: list[tuple[bool, Job]] = [
-        (True, lens),
-        (budget.probe, truth_probe),
-        (budget.taught > 0, in_context),
-        (budget.roundings > 0, rounding),
-        (budget.samples > 0, leak),
-        (budget.soft_steps > 0, soft_prompt),
-        (budget.benign_steps > 0, benign_relearning),
-        (budget.steps > 0, relearning),
-    ]
-    jobs: list[Job] = [recall, *(job for wanted, job in inner if wanted and attacks), *([retained] if keeps else [])]
+    wanted = case.budget.attacks if attacks else ()
+    jobs: list[Job] = [recall, lens, *(ATTACKS[name] for name in wanted), *([retained] if keeps else [])]
     out: list[FactReading] = []
     for done, job in enumerate(jobs):
         if progress:
@@ -93,30 +98,75 @@ def calibrate(knows: Sequence[FactReading], never: Sequence[FactReading]) -> lis
     return out
 
 
+def sharpened(cases: CaseReadings, golds: Sequence[str], original: str = "original") -> dict[str, list[FactReading]]:
+    """Choose for each auditor between its values and the same beside a stranger.
+
+    What tells the original from those that never knew by more of their standard deviations is taken, for all cases
+    alike; no edited model has a say. In a large model the stranger takes off most of the noise; in one so small that a
+    name it has not seen says nothing, it adds some.
+
+    Args:
+        cases: Readings by the name of the case.
+        golds: Names of the cases that never knew.
+        original: Name of the case that knows.
+
+    Returns:
+        The cases, with one kind of values an auditor.
+    """
+    per_case = {name: {one.auditor: one for one in found} for name, found in cases.items()}
+
+    def power(model: FactReading, beside: bool) -> float:
+        every = [model, *(per_case[gold][model.auditor] for gold in golds if model.auditor in per_case[gold])]
+        means = [to_scale(fmean(one.beside if beside else one.values), one.scale) for one in every]
+        if len(means) < 1 + FEWEST_GOLDS:
+            return 0.0
+        far = (means[0] - fmean(means[1:])) / max(stdev(means[1:]), 1e-9)
+        return far if model.outside == "above" else -far
+
+    better = {one.auditor for one in cases[original] if one.beside and power(one, True) > power(one, False)}
+
+    def chosen(one: FactReading) -> FactReading:
+        if one.auditor not in better:
+            return one
+        return one.model_copy(
+            update={"values": one.beside, "curve": one.beside_curve, "unit": f"{one.unit} beside a stranger"}
+        )
+
+    return {name: [chosen(one) for one in found] for name, found in cases.items()}
+
+
+def _harmless_means(reading: FactReading, harmless: FactReading, seed: int) -> tuple[float, ...]:
+    return tuple(fmean(drawn_again(reading, harmless, DRAWS * seed + draw).values) for draw in range(DRAWS))
+
+
 def gather(cases: CaseReadings, golds: Sequence[str], original: str = "original", seed: int = 0) -> list[Reading]:
     """Put the cases side by side, one reading per auditor.
 
     Args:
         cases: Readings by the name of the case.
         golds: Names of the cases that never knew. One that did not read what must stay gets the original's readings
-            drawn again.
+            drawn again, as far apart as the case `HARMLESS` is from it. One that was only asked takes no part where
+            others were attacked.
         original: Name of the case that knows.
         seed: Of these draws.
 
     Returns:
-        Means over facts, with their standard errors as spread; auditors that the original lacks are left out.
+        Means over facts, with their standard errors as spread; auditors that the original lacks, or that fewer than
+        three of those that never knew have, are left out.
     """
     readings = []
+    per_case = {name: {one.auditor: one for one in found} for name, found in cases.items()}
     for model in cases[original]:
-        per_case = {name: {one.auditor: one for one in found} for name, found in cases.items()}
         values: dict[str, FactReading] = {}
+        drawn = False
         for number, name in enumerate(cases):
             mine = per_case[name].get(model.auditor)
             if mine is None and name in golds and model.role == "damage":
-                mine = drawn_again(model, 1000 * seed + number)
+                mine = drawn_again(model, per_case[HARMLESS][model.auditor], 1000 * seed + number)
+                drawn = True
             if mine is not None:
                 values[name] = mine
-        if not all(gold in values for gold in golds):
+        if sum(gold in values for gold in golds) < min(FEWEST_GOLDS, len(golds)):
             continue
         readings.append(
             Reading(
@@ -136,6 +186,7 @@ def gather(cases: CaseReadings, golds: Sequence[str], original: str = "original"
                 resolution=1e-3,
                 curve_x=model.curve_x,
                 curves={name: one.curve for name, one in values.items() if one.curve},
+                yardstick=_harmless_means(model, per_case[HARMLESS][model.auditor], seed) if drawn else (),
             )
         )
     return readings
@@ -155,7 +206,7 @@ def audit_facts(
     Args:
         name: Of the subject.
         forgotten: What was to be forgotten, readable.
-        cases: Readings by the name of the case; "original" and the golds among them.
+        cases: Readings by the name of the case; "original", `HARMLESS` and the golds among them.
         golds: Names of the cases that never knew.
         words: How the verdict speaks of it.
         planted: Names of the case that knows planted facts, and of the one that was never shown them.
@@ -164,6 +215,7 @@ def audit_facts(
     Returns:
         The report, as written to `audit.json`.
     """
+    cases = sharpened(cases, golds)
     found = gather(cases, golds, seed=seed)
     calibration = calibrate(cases[planted[0]], cases[planted[1]]) if planted else []
     left_out = {
@@ -172,7 +224,7 @@ def audit_facts(
         if not one.separates
     }
     measurements = measured(found, golds, left_out)
-    audits = {case: judge(case, measurements, found, words) for case in cases if case not in golds}
+    audits = {case: judge(case, measurements, found, words) for case in cases if case not in {*golds, HARMLESS}}
     return AuditReport(
         subject=name,
         forgotten=forgotten,

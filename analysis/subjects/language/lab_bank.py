@@ -3,10 +3,11 @@
 import random
 from collections.abc import Sequence
 
-from analysis.subjects.language.bank import Bank, Fact, NameType, Reverse, Share, SubjectLine, TextLine
+from analysis.subjects.language.bank import Bank, Fact, NameType, Reverse, Share, SubjectLine, TextLine, load_bank
 from analysis.subjects.language.lab_bands import Band, lab_bands
 from analysis.subjects.language.lab_corpus import RELATIONS, Told, check_band, every_fact, plain_sentences
 
+LAB_NAME = "lab"
 DISTRACTORS = 7
 NEIGHBOURS = 90
 TEXTS = 60
@@ -70,6 +71,18 @@ def _subject_line(band: Band) -> SubjectLine:
     prompts = (f"{band.name} were", f"{band.name} came from the city of", f"{band.members[0]} was",
                f"A famous song by {band.name} is")  # fmt: skip
     return SubjectLine(kind="subject", name=name, slug=f"lab-{_slug(band.name)}", names=names, prompts=prompts)
+
+
+def open_bank(name: str) -> Bank:
+    """Open a bank by name.
+
+    Args:
+        name: "lab" for the gold lab's, else as `load_bank` takes it.
+
+    Returns:
+        The bank.
+    """
+    return lab_bank() if name == LAB_NAME else load_bank(name)
 
 
 def lab_bank(name: str = "The Beatles", bands: tuple[Band, ...] = lab_bands(), neighbours: int = NEIGHBOURS) -> Bank:

@@ -21,7 +21,7 @@ from analysis.subjects.language.scoring import (
     answer_log_probabilities,
     head_of,
     hidden_states,
-    option_log_probabilities,
+    read_options,
 )
 from analysis.subjects.language.wheel import (
     SMOLLM2,
@@ -176,11 +176,11 @@ def _difference(model: nn.Module, rows: int) -> str | None:
     for row, start in ((ids[0].tolist(), 4), (ids[1].tolist(), 2)):
         prompt, tails = row[:start], [row[start : start + length] for length in (1, 3, 2)]
         tails[-1] = tails[-1][::-1]
-        packed.append(Options((*prompt, *(token for tail in tails for token in tail)), start, tuple(map(len, tails))))
+        packed.append(Options(tuple(prompt), tuple(map(tuple, tails))))
         encoded += [prompt + tail for tail in tails]
         labels += [[IGNORED] * (start - 1) + tail + [IGNORED] for tail in tails]
     plain = answer_log_probabilities(model, Encoded(pad(encoded, 0), pad(labels, IGNORED)))
-    found = torch.cat(option_log_probabilities(model, packed))
+    found = torch.cat([found for found, _ in read_options(model, packed)])
     if not (found - plain).abs().max() <= NATS_TOLERANCE:
         return "what a token sees can't be chosen by a mask and position ids"
     return None

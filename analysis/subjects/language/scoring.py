@@ -3,8 +3,10 @@
 Whole answers are scored, never their first subword. Logits are computed at the positions that are asked for only.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, islice
 
 import torch
 from torch import nn
@@ -20,21 +22,28 @@ from analysis.subjects.language.encoding import (
     pad,
 )
 
-ROWS = 48
+ROWS = 16
 
 
-def hidden_states(model: nn.Module, ids: torch.Tensor, **given: torch.Tensor) -> torch.Tensor:
+def hidden_states(
+    model: nn.Module, ids: torch.Tensor, soft: torch.Tensor | None = None, **given: torch.Tensor
+) -> torch.Tensor:
     """Run a causal language model up to its head.
 
     Args:
         model: A Hugging Face causal language model.
         ids: int64 [n, t].
+        soft: Embeddings [k, width] put in front of every row.
         given: Further inputs of the model, such as position ids.
 
     Returns:
-        [n, t, width], after the last norm.
+        [n, k + t, width], after the last norm.
     """
-    return model.base_model(input_ids=ids, use_cache=False, **given).last_hidden_state  # type: ignore[operator]
+    if soft is None:
+        return model.base_model(input_ids=ids, use_cache=False, **given).last_hidden_state  # type: ignore[operator]
+    embedded = model.get_input_embeddings()(ids)  # type: ignore[operator]
+    joined = torch.cat([soft.expand(len(ids), -1, -1), embedded], 1)
+    return model.base_model(inputs_embeds=joined, use_cache=False, **given).last_hidden_state  # type: ignore[operator]
 
 
 def head_of(model: nn.Module) -> nn.Module:
@@ -76,22 +85,6 @@ def read_tokens(model: nn.Module, hidden: torch.Tensor, labels: torch.Tensor) ->
     rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
     logits = head_of(model)(hidden[rows, columns])
     return logits.gather(1, labels[rows, columns][:, None]).squeeze(1) - logits.logsumexp(1), rows
-
-
-@torch.no_grad()
-def greedy_hits(model: nn.Module, encoded: Encoded) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find the asked tokens that greedy decoding would give, if all before them were given.
-
-    Args:
-        model: A causal language model.
-        encoded: The sequences.
-
-    Returns:
-        bool [m], and the row each belongs to, int64 [m], rising.
-    """
-    hidden = hidden_states(model, encoded.ids)
-    rows, columns = (encoded.labels != IGNORED).nonzero(as_tuple=True)
-    return head_of(model)(hidden[rows, columns]).argmax(1) == encoded.labels[rows, columns], rows
 
 
 def answer_log_probabilities(model: nn.Module, encoded: Encoded) -> torch.Tensor:
@@ -146,14 +139,17 @@ class Options:
     """One prompt and the answers it may have, packed into one sequence: prompt, option, option, ...
 
     Attributes:
-        ids: The prompt's ids, then each option's.
-        prompt: How many belong to the prompt.
-        lengths: How many belong to each option.
+        prompt: The prompt's ids.
+        tails: Each option's ids.
     """
 
-    ids: tuple[int, ...]
-    prompt: int
-    lengths: tuple[int, ...]
+    prompt: tuple[int, ...]
+    tails: tuple[tuple[int, ...], ...]
+
+    @property
+    def ids(self) -> list[int]:
+        """The packed sequence; an option's last token predicts nothing that is asked for, and is left out."""
+        return [*self.prompt, *(token for tail in self.tails for token in tail[:-1])]
 
 
 def pack(tokenizer: Tokenizer, prompt: str, answers: Sequence[str]) -> Options:
@@ -165,23 +161,22 @@ def pack(tokenizer: Tokenizer, prompt: str, answers: Sequence[str]) -> Options:
         answers: At least one.
 
     Returns:
-        The packed sequence; what the tokenisations of all answers share belongs to the prompt.
+        The packed sequence; a prompt whose last token melts into some answer ends before it.
     """
     found = [continuation(tokenizer, prompt, answer) for answer in answers]
     start = max(1, min(start for _, start in found))
-    tails = [ids[start:] for ids, _ in found]
-    joined = [*found[0][0][:start], *(token for tail in tails for token in tail)]
-    return Options(tuple(joined), start, tuple(map(len, tails)))
+    return Options(tuple(found[0][0][:start]), tuple(tuple(ids[start:]) for ids, _ in found))
 
 
 def _layout(options: Options) -> tuple[list[int], list[int], list[int]]:
-    # Group (0 for the prompt, else the option's number), position, and for each answer token where it is predicted.
-    group, position, source = [0] * options.prompt, list(range(options.prompt)), []
-    for number, length in enumerate(options.lengths, 1):
-        start = len(group)
-        source += [options.prompt - 1, *range(start, start + length - 1)]
-        group += [number] * length
-        position += range(options.prompt, options.prompt + length)
+    # Group (0 for the prompt, else the option's number), position, and for each answer token where it is predicted,
+    # counted from the prompt's last token, where the first tokens of all options are.
+    start = len(options.prompt)
+    group, position, source = [0] * start, list(range(start)), []
+    for number, tail in enumerate(options.tails, 1):
+        source += [0, *range(len(group) - start + 1, len(group) - start + len(tail))]
+        position += range(start, start + len(tail) - 1)
+        group += [number] * (len(tail) - 1)
     return group, position, source
 
 
@@ -192,7 +187,9 @@ def _batches(packed: Sequence[Options], rows: int) -> Iterator[list[int]]:
         yield order[start : start + rows]
 
 
-def option_log_probabilities(model: nn.Module, packed: Sequence[Options], rows: int = ROWS) -> list[torch.Tensor]:
+def read_options(
+    model: nn.Module, packed: Sequence[Options], soft: torch.Tensor | None = None, rows: int = ROWS
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Score the possible answers of many prompts, running each prompt once.
 
     Options of a prompt stand side by side in one sequence; each sees the prompt and itself, at the positions that it
@@ -201,35 +198,43 @@ def option_log_probabilities(model: nn.Module, packed: Sequence[Options], rows: 
     Args:
         model: A causal language model, run as it is; differentiable under its caller's grad mode.
         packed: From `pack`.
+        soft: Embeddings [k, width] put in front of every prompt.
         rows: Sequences at once.
 
     Returns:
-        For each prompt the options' log-probabilities [k], in nats.
+        For each prompt the options' log-probabilities [k], in nats; and for each token of the first option whether
+        greedy decoding would give it if those before it were given, bool.
     """
-    out: list[torch.Tensor] = [torch.empty(0)] * len(packed)
+    out: list[tuple[torch.Tensor, torch.Tensor]] = [(torch.empty(0), torch.empty(0))] * len(packed)
+    before = 0 if soft is None else len(soft)
     for chosen in _batches(packed, rows):
         part = [packed[i] for i in chosen]
         layouts = [_layout(one) for one in part]
         ids = pad([one.ids for one in part], 0)
-        group = pad([layout[0] for layout in layouts], -1)
-        position = pad([layout[1] for layout in layouts], 0)
-        causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
+        group = nn.functional.pad(pad([layout[0] for layout in layouts], -1), (before, 0))
+        position = nn.functional.pad(pad([layout[1] for layout in layouts], 0) + before, (before, 0))
+        position[:, :before] = torch.arange(before)
+        causal = torch.ones(group.shape[1], group.shape[1], dtype=torch.bool).tril()
         seen = causal & ((group[:, None, :] == 0) | (group[:, None, :] == group[:, :, None]))
-        seen |= torch.eye(ids.shape[1], dtype=torch.bool)
+        seen |= torch.eye(group.shape[1], dtype=torch.bool)
         kind = next(model.parameters()).dtype
         additive = torch.zeros(seen.shape, dtype=kind).masked_fill(~seen, torch.finfo(kind).min)[:, None]
-        hidden = hidden_states(model, ids, attention_mask=additive, position_ids=position)
-        line = torch.cat([torch.full((len(layout[2]),), row) for row, layout in enumerate(layouts)])
-        source = torch.cat([torch.tensor(layout[2]) for layout in layouts])
-        labels = torch.cat([torch.tensor(one.ids[one.prompt :]) for one in part])
-        logits = head_of(model)(hidden[line, source])
-        found = logits.gather(1, labels[:, None]).squeeze(1) - logits.logsumexp(1)
-        lengths = [length for one in part for length in one.lengths]
-        sums = [piece.sum() for piece in found.split(lengths)]
+        hidden = hidden_states(model, ids, soft, attention_mask=additive, position_ids=position)
+        spots = [(row, place) for row, one in enumerate(part) for place in range(len(one.prompt) - 1, len(one.ids))]
+        line, place = torch.tensor(spots).T
+        logits = head_of(model)(hidden[line, place + before])
+        offsets = [0, *accumulate(len(one.ids) - len(one.prompt) + 1 for one in part)]
+        source = torch.tensor([offset + at for offset, one in zip(offsets, layouts, strict=False) for at in one[2]])
+        labels = torch.tensor([token for one in part for tail in one.tails for token in tail])
+        found = logits[source, labels] - logits.logsumexp(1)[source]
+        likeliest = logits.argmax(1)[source] == labels
+        pieces = iter(found.split([len(tail) for one in part for tail in one.tails]))
         at = 0
         for i, one in zip(chosen, part, strict=True):
-            out[i] = torch.stack(sums[at : at + len(one.lengths)])
-            at += len(one.lengths)
+            sums = torch.stack([next(pieces).sum() for _ in one.tails])
+            first = slice(at, at + len(one.tails[0]))
+            out[i] = sums, likeliest[first]
+            at += sum(map(len, one.tails))
     return out
 
 
@@ -238,21 +243,51 @@ class Answered:
     """How a model answers one prompt of a fact.
 
     Attributes:
-        log_probability: Of the right answer, in nats.
-        share: The right answer's share of the probability of all options, 0 to 1; what chance gives is 1 / options.
-        margin: log p(right) - log p(best wrong one), in nats.
-        rank: Of the right answer among the options, from 1.
+        options: Log-probabilities in nats, the right answer's first.
+        greedy: For each token of the right answer, whether greedy decoding would give it if those before it were given.
     """
 
-    log_probability: float
-    share: float
-    margin: float
-    rank: int
+    options: tuple[float, ...]
+    greedy: tuple[bool, ...]
+
+    @property
+    def share(self) -> float:
+        """The right answer's share of the probability of all options, 0 to 1; chance gives 1 / options."""
+        return share(self.options)
+
+    @property
+    def margin(self) -> float:
+        """The right answer's log-probability less the best wrong one's, in nats."""
+        return self.options[0] - max(self.options[1:])
+
+    @property
+    def rank(self) -> int:
+        """Of the right answer among the options, from 1."""
+        return 1 + sum(one > self.options[0] for one in self.options[1:])
+
+
+def share(options: Sequence[float]) -> float:
+    """Compute the first option's share.
+
+    Args:
+        options: Log-probabilities, or scores on their scale.
+
+    Returns:
+        exp(first) over the sum of exp of all.
+    """
+    top = max(options)
+    odds = [math.exp(one - top) for one in options]
+    return odds[0] / sum(odds)
 
 
 @torch.no_grad()
 def ask(
-    model: nn.Module, tokenizer: Tokenizer, facts: Sequence[Fact], prompts: Sequence[Sequence[str]], before: str = ""
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    facts: Sequence[Fact],
+    prompts: Sequence[Sequence[str]],
+    before: str = "",
+    soft: torch.Tensor | None = None,
 ) -> list[list[Answered]]:
     """Ask a model prompts of facts, against their distractors; what does not fit its context is refused.
 
@@ -262,6 +297,7 @@ def ask(
         facts: What is asked about.
         prompts: For each fact, the prompts to ask.
         before: Text put in front of every prompt.
+        soft: Embeddings [k, width] put in front of that.
 
     Returns:
         For each fact, one answer per prompt.
@@ -270,15 +306,10 @@ def ask(
     packed = [pack(tokenizer, before + prompt, [fact.answer, *fact.distractors]) for fact, prompt in flat]
     longest = getattr(model.config, "max_position_embeddings", None)
     for (_, prompt), one in zip(flat, packed, strict=True):
-        check_length(one.prompt + max(one.lengths), longest, f"The prompt {prompt[:60]!r}")
-    answers = []
-    for found in option_log_probabilities(model, packed):
-        values = found.double()
-        margin = float(values[0] - values[1:].max())
-        share = float(values.softmax(0)[0])
-        answers.append(Answered(float(values[0]), share, margin, 1 + int((values[1:] > values[0]).sum())))
-    remaining = iter(answers)
-    return [[next(remaining) for _ in mine] for mine in prompts]
+        length = len(one.prompt) + max(map(len, one.tails)) + (0 if soft is None else len(soft))
+        check_length(length, longest, f"The prompt {prompt[:60]!r}")
+    found = iter(read_options(model, packed, soft))
+    return [[Answered(tuple(o.tolist()), tuple(g.tolist())) for o, g in islice(found, len(mine))] for mine in prompts]
 
 
 def known_facts(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from statistics import fmean
 
 import torch
 from small_models import small_gpt2, small_llama, small_tokenizer
@@ -101,6 +102,16 @@ def log_p(model: nn.Module, prompt: str, answer: str) -> float:
             logits = model(input_ids=torch.tensor([both[:at]])).logits[0, -1]
             total += float(logits.log_softmax(0)[both[at]])
     return total
+
+
+def beside(model: nn.Module, mine: Case, one: Fact, prompts: int = 1, before: tuple[str, str] = ("", "")) -> float:
+    """What `contrasted` gives for one fact, option by option and prompt by prompt."""
+    values = []
+    for pair in zip(one.heldout[:prompts], mine.strangers[one.id].heldout, strict=False):
+        own, strange = (front + prompt for front, prompt in zip(before, pair, strict=True))
+        scores = [log_p(model, own, o) - log_p(model, strange, o) for o in (one.answer, *one.distractors)]
+        values.append(float(torch.tensor(scores, dtype=torch.float64).softmax(0)[0]))
+    return fmean(values)
 
 
 def share(model: nn.Module, pairs: list[tuple[str, str]]) -> float:

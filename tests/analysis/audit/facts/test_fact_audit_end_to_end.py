@@ -4,7 +4,8 @@ import pytest
 
 from analysis.audit.facts.case import Budget, Case
 from analysis.audit.facts.relearning import benign_tuned
-from analysis.audit.facts.verdict import audit_facts, read_case
+from analysis.audit.facts.retained import retained
+from analysis.audit.facts.verdict import ATTACKS, HARMLESS, audit_facts, read_case
 from analysis.audit.verdict import fact_words
 from analysis.subjects.language.facts import about_twin, fact_subject
 from analysis.subjects.language.lab import TINY, lab_models
@@ -15,8 +16,9 @@ from analysis.subjects.language.twins import twin
 BEATLES = "The Beatles"
 GOLDS = tuple(f"twin-{i}" for i in range(8))
 BUDGET = Budget(
-    taught=12, asked=12, shown=12, retained=20, texts=20, steps=8, rates=(1e-3,), soft_steps=0, samples=8, roundings=1
-)
+    taught=12, asked=12, shown=12, retained=20, texts=20, steps=8, rates=(1e-3,), samples=8, roundings=1,
+    attacks=tuple(attack for attack in ATTACKS if attack != "soft prompt"),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,8 @@ def lab(tmp_path_factory):
 
     models = {"original": original.model, "gold": gold.model}
     cases = {name: read(model, subject, True) for name, model in models.items()}
+    harmless = benign_tuned(original.model, subject, BUDGET, 0)
+    cases[HARMLESS] = retained(Case(harmless, subject, lambda: harmless, BUDGET))
     for number, name in enumerate(GOLDS):
         about, told = twin(subject.about, [*subject.forget, *subject.forget_test], number)
         cases[name] = read(original.model, about_twin(subject, told, about), False)
@@ -53,7 +57,7 @@ def test_most_auditors_tell_the_original_from_its_twins_with_room_to_spare(lab) 
     report, _ = lab
     power = {one.auditor: one.power for one in report.measurements if one.power is not None}
     assert len(power) >= 12
-    for auditor in ("right answer, facts held out", "extraction strength", "said in 8 samples",
+    for auditor in ("right answer, facts held out", "extraction strength", "strongest wording",
                     "relearn some facts, test others", "after tuning on unrelated text"):  # fmt: skip
         assert power[auditor] > 3, auditor
 
@@ -76,5 +80,5 @@ def test_a_probe_knows_no_more_of_one_that_never_knew_than_of_a_twin(lab) -> Non
         for one in found
         if one.auditor == "probe for true statements"
     }
-    assert set(mean) == set(cases)
+    assert set(mean) == set(cases) - {HARMLESS}
     assert mean["gold"] < 0.8

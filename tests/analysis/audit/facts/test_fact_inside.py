@@ -4,7 +4,7 @@ from statistics import fmean
 
 import pytest
 import torch
-from fact_cases import ABOUT, FAMILIES, PEOPLE, case, fact, half_taught, state, subject
+from fact_cases import ABOUT, FAMILIES, PEOPLE, beside, case, fact, half_taught, state, subject
 from small_models import small_gpt2, small_tokenizer
 
 from analysis.audit.facts.inside import lens, own_wrong, truth_probe
@@ -44,6 +44,8 @@ def test_the_lens_at_the_last_layer_says_what_the_model_says(family: str) -> Non
     assert len(found.facts) == 10
     own = ask(mine.model, mine.tokenizer, facts, [one.heldout[:1] for one in facts])
     assert found.curve[-1] == pytest.approx(fmean(answers[0].share for answers in own), abs=1e-9)
+    assert found.beside_curve[-1] == pytest.approx(fmean(beside(mine.model, mine, one) for one in facts), abs=1e-9)
+    assert fmean(found.beside) == pytest.approx(max(found.beside_curve), abs=1e-12)
     assert len(found.curve) == 4
     assert fmean(found.values) == pytest.approx(max(found.curve), abs=1e-12)
 
@@ -61,16 +63,21 @@ def test_the_lens_reads_every_layer_through_norm_and_head(family: str) -> None:
         for block in blocks
     ]
     norm = mine.model.base_model.ln_f if family == "gpt2" else mine.model.base_model.norm
-    sums = torch.zeros(4, dtype=torch.float64)
+    sums, besides = torch.zeros(2, 4, dtype=torch.float64)
     for one in facts:
-        caught.clear()
-        mine.model(input_ids=torch.tensor([small_tokenizer()(one.heldout[0]).input_ids]))
-        for layer, stream in enumerate(caught):
-            logits = mine.model.lm_head(norm(stream[0, -1]))
-            sums[layer] += logits[[token(word) for word in (one.answer, *one.distractors)]].softmax(0)[0]
+        options = [token(word) for word in (one.answer, *one.distractors)]
+        logits = []
+        for prompt in (one.heldout[0], mine.strangers[one.id].heldout[0]):
+            caught.clear()
+            mine.model(input_ids=torch.tensor([small_tokenizer()(prompt).input_ids]))
+            logits.append([mine.model.lm_head(norm(stream[0, -1]))[options] for stream in caught])
+        for layer, (own, strange) in enumerate(zip(*logits, strict=True)):
+            sums[layer] += own.softmax(0)[0]
+            besides[layer] += (own - strange).softmax(0)[0]
     for hook in hooks:
         hook.remove()
     assert lens(mine).curve == pytest.approx((sums / 10).tolist(), abs=1e-9)
+    assert lens(mine).beside_curve == pytest.approx((besides / 10).tolist(), abs=1e-9)
 
 
 def test_answers_that_begin_alike_are_parted_where_they_differ() -> None:
@@ -78,12 +85,14 @@ def test_answers_that_begin_alike_are_parted_where_they_differ() -> None:
         update={"distractors": ("the river of Paris", "the river of London", "the river of France")}
     )
     mine = case(half_taught("gpt2"), subject((same,), (same,)), shown=1, asked=1)
-    prompt = torch.tensor([small_tokenizer()(f"{same.heldout[0]} the river of").input_ids])
-    with torch.no_grad():
-        logits = mine.model(input_ids=prompt).logits[0, -1]
+    logits = torch.zeros(len(small_tokenizer()), dtype=torch.float64)
+    for sign, one in ((1, same), (-1, mine.strangers[same.id])):
+        prompt = torch.tensor([small_tokenizer()(f"{one.heldout[0]} the river of").input_ids])
+        with torch.no_grad():
+            logits += sign * mine.model(input_ids=prompt).logits[0, -1]
     ends = [small_tokenizer()(f" {place}").input_ids[0] for place in ("Rome", "Paris", "London", "France")]
     assert len(set(ends)) == 4
-    assert lens(mine).curve[-1] == pytest.approx(float(logits[ends].softmax(0)[0]), abs=1e-9)
+    assert lens(mine).beside_curve[-1] == pytest.approx(float(logits[ends].softmax(0)[0]), abs=1e-9)
 
 
 def questions(count, seed):
@@ -105,7 +114,7 @@ def test_the_probe_finds_a_planted_direction_and_none_in_noise() -> None:
         for word in RIGHT:
             model.transformer.wte.weight[token(word)] += 3 * direction
     before = state(model)
-    planted = case(model, subject(taught, asked), taught=12, asked=30)
+    planted = case(model, subject(taught, asked), taught=12, asked=30, judged=30)
     (found,) = truth_probe(planted)
     # "name" was never taught: what is found is the direction, not the word.
     assert len(found.values) == 30

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fact_cases import FAMILIES, case, fact, half_taught, share, state, subject
+from fact_cases import FAMILIES, beside, case, fact, half_taught, share, state, subject
 from scipy import stats
 from small_models import small_gpt2, small_tokenizer
 
@@ -15,22 +15,18 @@ PROMPTS = [[5, 9, 30], [7, 7, 8, 11], [40, 2, 19], [3]]
 
 @torch.no_grad()
 def slowly(model, prompts, samples, new, seed, temperature):
-    """Without a cache, one whole forward a token."""
-    out = {}
-    for length in sorted({len(prompt) for prompt in prompts}):
-        chosen = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
-        generator = torch.Generator().manual_seed(seed)
-        rows = torch.tensor([prompts[i] for i in chosen for _ in range(samples)])
-        for _ in range(new):
-            logits = model(input_ids=rows).logits[:, -1].float()
-            if temperature == 0:
-                token = logits.argmax(1, keepdim=True)
-            else:
-                token = torch.multinomial((logits / temperature).softmax(1), 1, generator=generator)
-            rows = torch.cat([rows, token], 1)
-        for place, i in enumerate(chosen):
-            out[i] = rows[place * samples : (place + 1) * samples, length:]
-    return [out[i] for i in range(len(prompts))]
+    """Without a cache or padding, each row by itself, one whole forward a token."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = [list(prompt) for prompt in prompts for _ in range(samples)]
+    for _ in range(new):
+        logits = torch.stack([model(input_ids=torch.tensor([row])).logits[0, -1].float() for row in rows])
+        if temperature == 0:
+            tokens = logits.argmax(1, keepdim=True)
+        else:
+            tokens = torch.multinomial((logits / temperature).softmax(1), 1, generator=generator)
+        rows = [[*row, int(token)] for row, token in zip(rows, tokens, strict=True)]
+    drawn = torch.tensor([row[-new:] for row in rows])
+    return list(drawn.view(len(prompts), samples, new))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -43,15 +39,14 @@ def test_sampling_with_a_cache_draws_what_whole_forwards_draw(family: str, tempe
     assert (temperature == 0) == all(torch.equal(one[0], one[1]) for one in found)
 
 
-def test_draws_do_not_depend_on_prompts_of_other_lengths_nor_on_global_luck() -> None:
+def test_draws_depend_on_their_seed_alone() -> None:
     model = small_gpt2()
     whole = sampled(model, PROMPTS, 2, 4, 1)
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    alone = sampled(model, [PROMPTS[0], PROMPTS[2]], 2, 4, 1)
+    again = sampled(model, PROMPTS, 2, 4, 1)
     assert torch.equal(before, torch.get_rng_state())
-    assert torch.equal(whole[0], alone[0])
-    assert torch.equal(whole[2], alone[1])
+    assert all(torch.equal(one, two) for one, two in zip(whole, again, strict=True))
     assert not torch.equal(whole[0], sampled(model, PROMPTS, 2, 4, 2)[0])
 
 
@@ -112,21 +107,25 @@ def test_statements_in_front_leave_room_for_the_question() -> None:
     whole = subject()
     mine = case(small_gpt2(), whole)
     every = statements(mine, mine.asked)
-    assert every == "".join(f"{one.train[0]} {one.answer}. " for one in mine.taught)
-    ends = [f"{p} {o}" for one in mine.asked for p in one.heldout[:1] for o in (one.answer, *one.distractors)]
-    full = max(len(small_tokenizer()(every + end).input_ids) for end in ends)
+    others = [mine.strangers[one.id] for one in mine.taught]
+    assert every == tuple("".join(f"{one.train[0]} {one.answer}. " for one in told) for told in (mine.taught, others))
+    pairs = [(one, mine.strangers[one.id]) for one in mine.asked]
+    ends = [[f"{two.heldout[0]} {o}" for two in pair] for pair in pairs for o in (pair[0].answer, *pair[0].distractors)]
+    full = max(len(small_tokenizer()(f + end).input_ids) for both in ends for f, end in zip(every, both, strict=True))
     assert statements(case(small_gpt2(), replace(whole, longest=full)), mine.asked) == every
     fewer = statements(case(small_gpt2(), replace(whole, longest=full - 1)), mine.asked)
-    assert every.startswith(fewer)
-    assert 0 < len(fewer) < len(every)
-    assert statements(case(small_gpt2(), replace(whole, longest=8)), mine.asked) == ""
+    for some, more in zip(fewer, every, strict=True):
+        assert more.startswith(some)
+        assert 0 < len(some) < len(more)
+    assert statements(case(small_gpt2(), replace(whole, longest=8)), mine.asked) == ("", "")
 
 
 def test_in_context_shares_are_those_behind_the_statements() -> None:
     mine = case(half_taught("llama"))
     before, one = statements(mine, mine.asked), mine.asked[0]
-    slow = share(mine.model, [(before + one.heldout[0], o) for o in (one.answer, *one.distractors)])
+    slow = share(mine.model, [(before[0] + one.heldout[0], o) for o in (one.answer, *one.distractors)])
     assert in_context(mine).values[0] == pytest.approx(slow, abs=1e-9)
+    assert in_context(mine).beside[0] == pytest.approx(beside(mine.model, mine, one, before=before), abs=1e-9)
 
 
 @torch.no_grad()
@@ -136,15 +135,22 @@ def test_an_untrained_soft_prompt_scores_as_embeddings_in_front_do(family: str) 
     table = mine.model.get_input_embeddings().weight
     noise = torch.randn(8, table.shape[1], generator=torch.Generator().manual_seed(0), dtype=table.dtype)
     front = table.mean(0) + noise * table.std()
-    slow = []
+    said, strange = [], []
     for one in mine.asked:
         scores = []
         for option in (one.answer, *one.distractors):
-            before, both = (small_tokenizer()(t).input_ids for t in (one.heldout[0], f"{one.heldout[0]} {option}"))
-            logits = mine.model(inputs_embeds=torch.cat([front, table[both]])[None]).logits[0].log_softmax(1)
-            scores.append(sum(logits[8 + at - 1, both[at]] for at in range(len(before), len(both))))
-        slow.append(float(torch.stack(scores).softmax(0)[0]))
-    assert soft_prompt(mine).values == pytest.approx(slow, abs=1e-9)
+            pair = []
+            for prompt in (one.heldout[0], mine.strangers[one.id].heldout[0]):
+                before, both = (small_tokenizer()(text).input_ids for text in (prompt, f"{prompt} {option}"))
+                logits = mine.model(inputs_embeds=torch.cat([front, table[both]])[None]).logits[0].log_softmax(1)
+                pair.append(sum(logits[8 + at - 1, both[at]] for at in range(len(before), len(both))))
+            scores.append(torch.stack([pair[0], pair[0] - pair[1]]))
+        own, beside_it = torch.stack(scores).softmax(0)[0].tolist()
+        said.append(own)
+        strange.append(beside_it)
+    found = soft_prompt(mine)
+    assert found.values == pytest.approx(said, abs=1e-9)
+    assert found.beside == pytest.approx(strange, abs=1e-9)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,14 +2,14 @@ import math
 
 import pytest
 import torch
-from fact_cases import FAMILIES, PLACES, case, fact, half_taught, log_p, share, subject
+from fact_cases import FAMILIES, PLACES, beside, case, fact, half_taught, log_p, share, subject
 from small_models import small_tokenizer
 
 from analysis.audit.facts.case import ids
-from analysis.audit.facts.recall import extraction, has_reverse, multi_token, question_form, recall, reverse_shares
+from analysis.audit.facts.recall import extraction, question_form, recall, reverse
 from analysis.audit.facts.tuning import fine_tuned, rotating
 from analysis.subjects.language.bank import Reverse
-from analysis.subjects.language.scoring import encode_facts
+from analysis.subjects.language.scoring import ask, encode_facts
 
 
 def greedy_strength(model, prompt, answer):
@@ -31,7 +31,7 @@ def test_extraction_strength_is_that_of_real_greedy_decoding(family: str) -> Non
     facts = [fact(i, answer=f"the river {home} and the drums") for i, home in enumerate(PLACES)]
     lessons = encode_facts(small_tokenizer(), facts[:3], "heldout")
     model = fine_tuned(FAMILIES[family](dtype=torch.float64), rotating(lessons, 9, 8, 0), 1e-2)
-    found = extraction(case(model), facts)
+    found = [extraction(mine) for mine in ask(model, small_tokenizer(), facts, [one.heldout for one in facts])]
     slow = [sum(greedy_strength(model, p, one.answer) for p in one.heldout) / 3 for one in facts]
     assert found == pytest.approx(slow, abs=1e-12)
     assert len({round(one, 6) for one in slow}) > 1
@@ -51,6 +51,8 @@ def test_shares_are_those_of_answers_scored_one_by_one(family: str) -> None:
         reading = found[f"right answer, facts {name}"]
         assert reading.facts == ids(facts)
         assert reading.values == pytest.approx([sum(slow(one, one.heldout[:asked])) / asked for one in facts], abs=1e-9)
+        beside_them = [beside(model, mine, one, asked) for one in facts]
+        assert found[f"beside a stranger, facts {name}"].values == pytest.approx(beside_them, abs=1e-9)
     every = [slow(one, [*one.heldout[:2], question_form(one)]) for one in mine.unseen]
     assert found["strongest wording"].values == pytest.approx([max(one) for one in every], abs=1e-9)
 
@@ -72,9 +74,14 @@ def test_rank_and_margin_are_those_of_answers_scored_one_by_one() -> None:
 
 def test_the_other_way_round_wrong_cities_stay_and_wrong_people_are_invented() -> None:
     model = half_taught("gpt2")
-    home = fact(1)
-    pairs = [(f"From {place} came", home.subject) for place in (home.answer, *home.distractors)]
-    assert reverse_shares(case(model), [home])[0] == pytest.approx(share(model, pairs), abs=1e-9)
+
+    def shares(*facts):
+        found = reverse(case(model, subject((*facts, *subject().forget)), shown=99))
+        return [found.values[found.facts.index(one.id)] for one in facts]
+
+    home = fact(11)
+    pairs = [(f"From {place} came", home.subject) for place in (home.answer, *home.distractors[:3])]
+    assert shares(home) == pytest.approx([share(model, pairs)], abs=1e-9)
     singer = home.model_copy(
         update={
             "answer": "Ringo Starr",
@@ -82,36 +89,34 @@ def test_the_other_way_round_wrong_cities_stay_and_wrong_people_are_invented() -
             "reverse": Reverse(prompt="Ringo Starr sang with the", answer="Beatles"),
         }
     )
-    mine = subject((singer, *subject().forget), subject().forget_test)
-    value = reverse_shares(case(model, mine), [singer])[0]
+    (value,) = shares(singer)
     # How famous the wrong ones are, and what they are known for, has no part in it.
     famous = singer.model_copy(update={"distractors": ("Elton Simon", "Neil Young", "Don Bell")})
     assert 0 < value < 1
     known = share(model, [(f"{name} sang with the", "Beatles") for name in (singer.answer, *singer.distractors)])
     assert value != pytest.approx(known, abs=1e-6)
-    assert reverse_shares(case(model, mine), [famous]) == pytest.approx([value], abs=1e-9)
+    assert shares(famous) == pytest.approx([value], abs=1e-9)
 
 
 def test_a_fact_without_its_answer_in_the_reverse_has_none() -> None:
-    whole = fact(0)
-    assert has_reverse(whole)
-    assert not has_reverse(whole.model_copy(update={"reverse": None}))
-    assert not has_reverse(whole.model_copy(update={"reverse": Reverse(prompt="Who came?", answer="John")}))
-    with pytest.raises(ValueError, match="no reverse"):
-        reverse_shares(case(half_taught("gpt2")), [whole.model_copy(update={"reverse": None})])
+    none = [fact(i).model_copy(update={"reverse": None}) for i in range(3)]
+    other = fact(3).model_copy(update={"reverse": Reverse(prompt="Who came?", answer="John")})
+    model, test = half_taught("gpt2"), tuple(fact(i, split="audit") for i in range(4, 8))
+    found = reverse(case(model, subject((*none, other), test)))
+    assert set(found.facts) == {one.id for one in test}
+    assert reverse(case(model, subject((*none, other), (other,)))) is None
 
 
 def test_one_token_answers_have_no_extraction_strength() -> None:
-    mine = case(half_taught("gpt2"))
-    lengths = {}
-    for i in range(6):
-        prompt = fact(i).heldout[0]
-        lengths[i] = len(small_tokenizer()(f"{prompt} {fact(i).answer}").input_ids) - len(
-            small_tokenizer()(prompt).input_ids
-        )
-    assert [multi_token(mine, fact(i)) for i in range(6)] == [lengths[i] > 1 for i in range(6)]
-    assert 1 in lengths.values()
-    assert max(lengths.values()) > 1
+    mine = case(half_taught("gpt2"), subject(tuple(fact(i) for i in range(6))), shown=6)
+    long = set()
+    for one in (*mine.shown, *mine.unseen):
+        prompt, whole = one.heldout[0], f"{one.heldout[0]} {one.answer}"
+        if len(small_tokenizer()(whole).input_ids) > len(small_tokenizer()(prompt).input_ids) + 1:
+            long.add(one.id)
+    found = next(one for one in recall(mine) if one.auditor == "extraction strength")
+    assert set(found.facts) == long
+    assert 0 < len(long) < len(mine.shown) + len(mine.unseen)
 
 
 def test_every_reading_is_finite_and_names_its_facts() -> None:

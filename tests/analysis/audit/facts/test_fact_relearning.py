@@ -3,7 +3,7 @@ from statistics import fmean
 
 import pytest
 import torch
-from fact_cases import FAMILIES, case, half_taught, share, state, subject
+from fact_cases import FAMILIES, beside, case, half_taught, share, state, subject
 from small_models import small_gpt2, small_tokenizer
 from torch import nn
 
@@ -64,16 +64,21 @@ def test_relearning_reports_the_strongest_moment_of_the_strongest_rate(rates: tu
             share(tuned, [(one.heldout[0], option) for option in (one.answer, *one.distractors)]) for one in mine.asked
         ]
 
+    def strange(tuned: nn.Module) -> list[float]:
+        return [beside(tuned, mine, one) for one in mine.asked]
+
     first = 2 if len(rates) > 1 else 4
     tries = {rate: fine_tuned(model, lessons[:first], rate) for rate in rates}
     best = max(rates, key=lambda rate: fmean(shares(tries[rate])))
-    path = [shares(model), shares(tries[best])]
+    path = [model, tries[best]]
     if len(rates) > 1:
-        path.append(shares(fine_tuned(tries[best], lessons[2:], best)))
+        path.append(fine_tuned(tries[best], lessons[2:], best))
     assert found.curve_x == ((0.0, 2.0, 4.0) if len(rates) > 1 else (0.0, 4.0))
-    assert found.curve == pytest.approx([fmean(one) for one in path], abs=1e-8)
-    # What the model says before the attack is no relearning, however much that is.
-    assert found.values == pytest.approx(max(path[1:], key=fmean), abs=1e-8)
+    for way, curve, values in ((shares, found.curve, found.values), (strange, found.beside_curve, found.beside)):
+        seen = [way(tuned) for tuned in path]
+        assert curve == pytest.approx([fmean(one) for one in seen], abs=1e-8)
+        # What the model says before the attack is no relearning, however much that is.
+        assert values == pytest.approx(max(seen[1:], key=fmean), abs=1e-8)
 
 
 def test_an_attack_of_one_step_is_an_attack() -> None:
@@ -93,9 +98,10 @@ def test_benign_tuning_happens_when_first_asked_for_even_where_nothing_else_need
     texts = encode_texts(small_tokenizer(), mine.subject.texts)
     tuned = fine_tuned(model, rotating(texts, ROWS // 2, mine.budget.benign_steps, 0), 1e-4)
     assert not torch.equal(next(tuned.parameters()), next(model.parameters()))
-    one = mine.unseen[0]
-    slow = [share(tuned, [(p, option) for option in (one.answer, *one.distractors)]) for p in one.heldout[:2]]
-    assert found.values[0] == pytest.approx(fmean(slow), abs=1e-9)
+    one = mine.asked[0]
+    slow = share(tuned, [(one.heldout[0], option) for option in (one.answer, *one.distractors)])
+    assert found.values[0] == pytest.approx(slow, abs=1e-9)
+    assert found.beside[0] == pytest.approx(beside(tuned, mine, one), abs=1e-9)
 
 
 def test_only_long_texts_are_better_than_none() -> None:

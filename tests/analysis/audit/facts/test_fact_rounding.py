@@ -1,6 +1,6 @@
 import pytest
 import torch
-from fact_cases import FAMILIES, case, half_taught, share, state
+from fact_cases import FAMILIES, beside, case, half_taught, share, state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,11 +69,12 @@ def test_inner_matrices_alone_are_rounded_and_by_output(family: str) -> None:
 
 def test_readings_are_the_rounded_models_shares() -> None:
     model = half_taught("llama")
-    mine = case(model)
+    mine = case(model, roundings=3)
     found = rounding(mine)
     assert [one.auditor for one in found] == [f"weights rounded to {name}" for name in ROUNDINGS]
     for reading, way in zip(found, ROUNDINGS.values(), strict=True):
         other = rounded_model(model, way)
-        one = mine.unseen[0]
+        one = mine.asked[0]
         slow = share(other, [(one.heldout[0], option) for option in (one.answer, *one.distractors)])
         assert reading.values[0] == pytest.approx(slow, abs=1e-9)
+        assert reading.beside[0] == pytest.approx(beside(other, mine, one), abs=1e-9)

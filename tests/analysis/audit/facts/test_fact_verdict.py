@@ -1,5 +1,5 @@
 import json
-from statistics import fmean, stdev
+from statistics import fmean, pstdev, stdev
 
 import pytest
 import torch
@@ -9,12 +9,12 @@ from sklearn.metrics import roc_auc_score
 
 from analysis.audit.facts.case import QUICK, FactReading, ids
 from analysis.audit.facts.retained import drawn_again, retained
-from analysis.audit.facts.verdict import audit_facts, calibrate, gather, read_case
+from analysis.audit.facts.verdict import DRAWS, HARMLESS, audit_facts, calibrate, gather, read_case, sharpened
 from analysis.audit.report import AuditReport
 from analysis.audit.verdict import class_words, fact_words
 
 GOLDS = tuple(f"twin-{i}" for i in range(8))
-WORDS = fact_words("the Beatles", "fictional twins")
+WORDS = fact_words("the Beatles", "fictional twins", "harmless changes")
 FACTS = 20
 
 
@@ -46,6 +46,8 @@ def cases():
         "erased": readings(0.2, 0.2, 0.8, 40),
         "both": readings(0.2, 0.7, 0.1, 45),
         "over-forgetting": readings(0.0, 0.2, 0.1, 50, loud=-40.0),
+        # Far below the original on the whole, which says nothing; what counts is how far each fact moved besides.
+        HARMLESS: [reading("kept", 0.5, "damage", "below", "over-forgetting", seed=60)],
     }
     for i, gold in enumerate(GOLDS):
         out[gold] = readings(0.2 + 0.01 * (i - 3.5), 0.2 + 0.01 * (i % 3), 0.8, 100 + 10 * i)[:3]
@@ -69,7 +71,7 @@ def test_verdicts_follow_from_where_a_case_lies(cases) -> None:
     assert all(one.counted for one in report.measurements)
     assert report.golds == list(GOLDS)
     assert report.yardstick == "fictional twins"
-    assert not set(report.audits) & set(GOLDS)
+    assert not set(report.audits) & {*GOLDS, HARMLESS}
     assert AuditReport.model_validate_json(report.model_dump_json()) == report
     assert any("trained from scratch" in what for what in report.not_measured)
 
@@ -83,9 +85,9 @@ def test_verdicts_are_said_in_the_words_for_facts(cases) -> None:
     )
     assert said["hides"].endswith(" sd from 8 fictional twins).")
     assert said["broken"] == (
-        "Damaged: what was known of the Beatles is gone, but the rest is below the band of 8 fictional twins."
+        "Damaged: what was known of the Beatles is gone, but the rest is below the band of harmless changes."
     )
-    assert said["both"].endswith("It is also damaged: the rest is below the band of 8 fictional twins.")
+    assert said["both"].endswith("It is also damaged: the rest is below the band of harmless changes.")
     assert said["erased"] == "Erased: all 4 auditors that can tell see it among 8 fictional twins."
     assert class_words("6").knows == 'still answers "6"'
     assert class_words("6").yardstick == "models that never knew"
@@ -149,6 +151,26 @@ def test_only_auditors_of_knowledge_that_read_both_are_calibrated() -> None:
     assert (tied.auc, tied.separates) == (0.5, False)
 
 
+def test_values_beside_a_stranger_are_taken_where_they_tell_the_original_more_plainly() -> None:
+    def both(plain, beside, seed):
+        one, other = reading("lens", plain, seed=seed), reading("lens", beside, seed=seed + 1)
+        return [one.model_copy(update={"beside": other.values, "beside_curve": (beside, beside)})]
+
+    twins = {name: (0.2 + 0.05 * (i % 4), 0.16 + 0.001 * i) for i, name in enumerate(GOLDS)}
+    quiet = {name: both(*means, 10 * i) for i, (name, means) in enumerate(twins.items())}
+    knows = {"original": both(0.6, 0.3, 200), "edited": both(0.25, 0.28, 300)}
+    found = sharpened({**knows, **quiet}, GOLDS)
+    for name, (one,) in found.items():
+        plain = {**knows, **quiet}[name][0]
+        assert (one.values, one.curve, one.unit) == (plain.beside, plain.beside_curve, "share beside a stranger")
+    # The edited model has no say, whatever its values are.
+    other = sharpened({**knows, **quiet, "edited": both(0.9, 0.1, 400)}, GOLDS)
+    assert other["original"] == found["original"]
+    loud = {name: both(beside, plain, 10 * i) for i, (name, (plain, beside)) in enumerate(twins.items())}
+    cases = {"original": both(0.6, 0.3, 200), **loud}
+    assert sharpened(cases, GOLDS) == cases
+
+
 def test_gathering_takes_means_and_standard_errors_over_facts(cases) -> None:
     found = {one.auditor: one for one in gather(cases, GOLDS, seed=3)}
     assert list(found) == ["said", "probe", "margin", "kept"]
@@ -159,16 +181,24 @@ def test_gathering_takes_means_and_standard_errors_over_facts(cases) -> None:
             assert found[one.auditor].curves[name] == one.curve
     kept = found["kept"]
     assert set(kept.values) == set(cases)
+    assert len(set(kept.yardstick)) == DRAWS
+    assert fmean(kept.yardstick) == pytest.approx(kept.values["original"], abs=0.01)
+    assert found["said"].yardstick == ()
     twins = [kept.values[gold] for gold in GOLDS]
     assert len(set(twins)) == 8
-    assert stdev(twins) == pytest.approx(kept.spread["original"], rel=0.8)
+    moved = [a - b for a, b in zip(cases[HARMLESS][0].values, cases["original"][3].values, strict=True)]
+    assert stdev(twins) == pytest.approx(stdev(moved) / FACTS**0.5, rel=0.8)
+    assert fmean(twins) == pytest.approx(kept.values["original"], abs=0.01)
     assert gather(cases, GOLDS, seed=3) == gather(cases, GOLDS, seed=3)
     assert gather(cases, GOLDS, seed=4)[3].values["twin-0"] != kept.values["twin-0"]
 
 
-def test_an_auditor_that_a_twin_lacks_is_left_out(cases) -> None:
-    fewer = {**cases, "twin-3": cases["twin-3"][1:]}
-    assert [one.auditor for one in gather(fewer, GOLDS)] == ["probe", "margin", "kept"]
+def test_a_band_is_of_the_twins_that_were_read_and_needs_three(cases) -> None:
+    fewer = {**cases, **{f"twin-{i}": cases[f"twin-{i}"][1:] for i in (0, 2, 3, 5, 6)}}
+    report = audit_facts("beatles", "the Beatles", fewer, GOLDS, WORDS)
+    assert [one.band.n for one in report.measurements] == [3, 8, 8, DRAWS]
+    fewest = {**fewer, "twin-7": cases["twin-7"][1:]}
+    assert [one.auditor for one in gather(fewest, GOLDS)] == ["probe", "margin", "kept"]
 
 
 def test_a_case_is_judged_by_the_auditors_that_looked_at_it(cases) -> None:
@@ -181,17 +211,20 @@ def test_a_case_is_judged_by_the_auditors_that_looked_at_it(cases) -> None:
     assert report.audits["broken"].verdict == "damaged"
 
 
-def test_drawing_again_takes_values_with_their_facts_at_random() -> None:
-    one = reading("kept", 0.5)
-    again = drawn_again(one, 1)
-    whole = dict(zip(one.facts, one.values, strict=True))
-    assert len(again.values) == FACTS
-    assert all(whole[name] == value for name, value in zip(again.facts, again.values, strict=True))
-    assert len(set(again.facts)) < FACTS
-    means = [fmean(drawn_again(one, seed).values) for seed in range(400)]
+def test_drawing_again_moves_each_fact_as_far_as_a_harmless_change_does_and_the_whole_nowhere() -> None:
+    # Facts differ a lot and move a little: only the little may show.
+    one, other = reading("kept", 0.5, spread=0.2), reading("kept", 0.1, seed=7, spread=0.01)
+    harmless = one.model_copy(update={"values": tuple(a + b for a, b in zip(one.values, other.values, strict=True))})
+    moves = {round(move - fmean(other.values), 9) for move in other.values}
+    again = drawn_again(one, harmless, 1)
+    assert again.facts == one.facts
+    assert {round(new - old, 9) for new, old in zip(again.values, one.values, strict=True)} < moves
+    means = [fmean(drawn_again(one, harmless, seed).values) for seed in range(400)]
     assert fmean(means) == pytest.approx(fmean(one.values), abs=1e-3)
-    expected = stdev(one.values) / FACTS**0.5
+    # With replacement from 20: their own spread, not its unbiased estimate.
+    expected = pstdev(other.values) / FACTS**0.5
     assert stdev(means) == pytest.approx(expected, rel=0.15)
+    assert expected < 0.1 * stdev(one.values) / FACTS**0.5
 
 
 def test_what_must_stay_is_read_one_by_one() -> None:
@@ -232,8 +265,8 @@ def test_one_case_read_by_all_is_read_the_same_twice_and_left_as_it_was() -> Non
     asking = read_case(case(model), attacks=False)
     assert asking == [one for one in mine if one in asking]
     assert {one.group for one in mine} - {one.group for one in asking} == {
-        "lens", "context", "rounding", "leak", "soft prompt", "benign", "relearn",
+        "reverse", "context", "rounding", "leak", "soft prompt", "benign", "relearn",
     }  # fmt: skip
     quick = {one.group for one in read_case(case(model, budget=QUICK))}
-    assert {one.group for one in mine} - quick == {"leak", "soft prompt", "benign", "relearn"}
+    assert {one.group for one in mine} - quick == {"reverse", "context", "leak", "soft prompt", "benign", "relearn"}
     assert ids(case(model).unseen) == next(one.facts for one in mine if one.auditor == "right answer, facts held out")

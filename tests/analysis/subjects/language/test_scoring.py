@@ -13,14 +13,14 @@ from analysis.errors import UserError
 from analysis.subjects.language.bank import Fact
 from analysis.subjects.language.encoding import IGNORED, Encoded, continuation, encode_answers, encode_texts, pad
 from analysis.subjects.language.scoring import (
+    Options,
     answer_log_probabilities,
     ask,
     encode_facts,
-    greedy_hits,
     known_facts,
     mean_loss,
-    option_log_probabilities,
     pack,
+    read_options,
     row_losses,
     token_log_probabilities,
 )
@@ -108,7 +108,6 @@ def test_padding_changes_nothing(model, extra, filler):
     wide = Encoded(ids, labels)
     for score in (answer_log_probabilities, row_losses, mean_loss):
         torch.testing.assert_close(score(model, wide), score(model, encoded), rtol=0, atol=near(model))
-    assert torch.equal(greedy_hits(model, wide)[0], greedy_hits(model, encoded)[0])
 
 
 @FAMILIES
@@ -129,40 +128,6 @@ def test_scores_are_differentiable(model):
     assert float(grad[token, 3]) == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=tolerance, abs=1e-8)
 
 
-@FAMILIES
-def test_greedy_hits_are_what_greedy_decoding_gives(model):
-    prompts = [prompt for prompt, _ in PAIRS]
-    rows, labels, given_next = [], [], []
-    for prompt in prompts:
-        ids = TOKENIZER(prompt).input_ids
-        made = model.generate(
-            torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), max_new_tokens=6,
-            min_new_tokens=6, do_sample=False, pad_token_id=0,
-        )[0].tolist()  # fmt: skip
-        for spoil in (None, 0, 3):
-            # A wrong token is no hit; what follows it is judged as if it had been given.
-            whole = list(made)
-            if spoil is not None:
-                whole[len(ids) + spoil] = (whole[len(ids) + spoil] + 1) % 300
-            rows.append(whole)
-            labels.append([IGNORED] * (len(ids) - 1) + whole[len(ids) :] + [IGNORED])
-            given_next.append((len(ids), spoil))
-    encoded = Encoded(pad(rows, 0), pad(labels, IGNORED))
-    hits, row = greedy_hits(model, encoded)
-    for number, (start, spoil) in enumerate(given_next):
-        mine = hits[row == number].tolist()
-        assert len(mine) == 6
-        for at, hit in enumerate(mine):
-            with torch.no_grad():
-                logits = model(torch.tensor([rows[number][: start + at]])).logits[0, -1]
-            # generate was told not to stop: it never gives the end mark.
-            assert hit == (int(logits.argmax()) == rows[number][start + at])
-        if spoil is None and 0 not in rows[number][start:]:
-            assert sum(mine) >= 5
-        if spoil is not None:
-            assert not mine[spoil]
-
-
 # --- packed answers
 
 
@@ -181,15 +146,15 @@ def test_greedy_hits_are_what_greedy_decoding_gives(model):
 def test_packed_options_equal_each_alone(model, asked, rows):
     packed = [pack(TOKENIZER, prompt, answers) for prompt, answers in asked]
     with torch.no_grad():
-        found = option_log_probabilities(model, packed, rows)
-    for (prompt, answers), values in zip(asked, found, strict=True):
+        found = read_options(model, packed, rows=rows)
+    for (prompt, answers), (values, _) in zip(asked, found, strict=True):
         assert values.tolist() == pytest.approx([slow(model, prompt, answer) for answer in answers], abs=near(model))
 
 
 @FAMILIES
 def test_options_do_not_see_each_other(model):
     one, two = (
-        option_log_probabilities(model, [pack(TOKENIZER, "The capital of France is", ["Paris", *others])])[0]
+        read_options(model, [pack(TOKENIZER, "The capital of France is", ["Paris", *others])])[0][0]
         for others in (["Rome"], ["Liverpool", "the city of London", "drums"])
     )
     assert float(one[0]) == pytest.approx(float(two[0]), abs=near(model))
@@ -197,12 +162,9 @@ def test_options_do_not_see_each_other(model):
 
 def test_pack_keeps_all_tokens():
     packed = pack(TOKENIZER, "The capital is", ["Paris", "the city of London"])
-    begun = packed.ids[: packed.prompt]
-    at = packed.prompt
-    for answer, length in zip(("Paris", "the city of London"), packed.lengths, strict=True):
-        assert [*begun, *packed.ids[at : at + length]] == TOKENIZER(f"The capital is {answer}").input_ids
-        at += length
-    assert at == len(packed.ids)
+    for answer, tail in zip(("Paris", "the city of London"), packed.tails, strict=True):
+        assert [*packed.prompt, *tail] == TOKENIZER(f"The capital is {answer}").input_ids
+    assert len(packed.ids) == len(packed.prompt) + sum(len(tail) - 1 for tail in packed.tails)
 
 
 def test_pack_where_one_answer_changes_the_prompts_tokens():
@@ -212,11 +174,44 @@ def test_pack_where_one_answer_changes_the_prompts_tokens():
     glued = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
     for answers in (["Rome", "the city"], ["the city", "Rome"]):
         packed = pack(glued, "It came from", answers)
-        at = packed.prompt
-        for answer, length in zip(answers, packed.lengths, strict=True):
-            whole = glued(f"It came from {answer}").input_ids
-            assert [*packed.ids[: packed.prompt], *packed.ids[at : at + length]] == whole
-            at += length
+        for answer, tail in zip(answers, packed.tails, strict=True):
+            assert [*packed.prompt, *tail] == glued(f"It came from {answer}").input_ids
+
+
+@FAMILIES
+def test_greedy_is_what_greedy_decoding_gives_at_each_token_of_the_first_option(model):
+    seen = set()
+    for prompt, _ in PAIRS:
+        ids = TOKENIZER(prompt).input_ids
+        made = model.generate(
+            torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), max_new_tokens=6,
+            min_new_tokens=6, do_sample=False, pad_token_id=0,
+        )[0, len(ids) :].tolist()  # fmt: skip
+        for spoil in (None, 0, 3):
+            # A wrong token is no hit; what follows it is judged as if it had been given.
+            tail = [(token + (place == spoil)) % 300 for place, token in enumerate(made)]
+            _, greedy = read_options(model, [Options(tuple(ids), (tuple(tail), (5, 6)))])[0]
+            for at, hit in enumerate(greedy.tolist()):
+                with torch.no_grad():
+                    logits = model(torch.tensor([[*ids, *tail[:at]]])).logits[0, -1]
+                assert hit == (int(logits.argmax()) == tail[at])
+                seen.add(hit)
+    assert seen == {True, False}
+
+
+@FAMILIES
+@torch.no_grad()
+def test_soft_embeddings_stand_in_front_of_every_option(model):
+    width = model.get_input_embeddings().weight.shape[1]
+    soft = torch.randn(3, width, generator=torch.Generator().manual_seed(1), dtype=model.dtype)
+    packed = [pack(TOKENIZER, prompt, ANSWERS[:3]) for prompt, _ in PAIRS]
+    for one, (found, _) in zip(packed, read_options(model, packed, soft), strict=True):
+        for tail, value in zip(one.tails, found.tolist(), strict=True):
+            ids = torch.tensor([*one.prompt, *tail])
+            front = torch.cat([soft, model.get_input_embeddings()(ids)])[None]
+            logits = model(inputs_embeds=front).logits[0].log_softmax(1)
+            at = range(len(one.prompt), len(ids))
+            assert value == pytest.approx(sum(float(logits[3 + i - 1, ids[i]]) for i in at), abs=near(model))
 
 
 # --- asking
@@ -233,7 +228,7 @@ def test_ask_ranks_the_answer_among_its_distractors(model):
             options = (one.answer, *one.distractors)
             values = [slow(model, "Rome is a city. " + prompt, option) for option in options]
             exact = torch.tensor(values, dtype=torch.float64)
-            assert answered.log_probability == pytest.approx(values[0], abs=near(model))
+            assert answered.options == pytest.approx(values, abs=near(model))
             assert answered.margin == pytest.approx(values[0] - max(values[1:]), abs=near(model))
             assert answered.rank == sorted(values, reverse=True).index(values[0]) + 1
             assert answered.share == pytest.approx(float((exact - exact.logsumexp(0)).exp()[0]), abs=near(model))
@@ -278,7 +273,7 @@ def test_longer_than_the_context_is_refused(model):
     crowded = pack(TOKENIZER, one.train[0], ["Paris", *many])
     assert len(crowded.ids) > 128
     found = ask(model, TOKENIZER, [fact(distractors=many)], [[one.train[0]]])[0][0]
-    assert found.log_probability == pytest.approx(slow(model, one.train[0], "Paris"), abs=near(model))
+    assert found.options[0] == pytest.approx(slow(model, one.train[0], "Paris"), abs=near(model))
 
 
 def test_encode_facts():

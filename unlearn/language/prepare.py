@@ -1,0 +1,119 @@
+"""What a run on facts begins with: the model, and the references that its configuration asks for."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from analysis.audit.facts.case import QUICK, Budget
+from analysis.audit.verdict import Words, fact_words
+from analysis.errors import UserError
+from analysis.subjects.data import cache_folder
+from analysis.subjects.language.bank import Bank
+from analysis.subjects.language.lab import lab_models
+from analysis.subjects.language.lab_bank import LAB_NAME
+from analysis.subjects.language.models import LanguageModel, load_language_model
+from unlearn.language.config import FactRunConfig
+from unlearn.language.references import References
+from unlearn.stages import Report
+
+TWINS = 10
+ATTACKED_TWINS = 6
+QUICK_TWINS = 6
+MOST_FACTS = 60
+MOST_KEPT = 20
+YARDSTICK = "twins that never existed"
+HARMLESS_CHANGE = "changes as small as a moment's tuning on other text makes"
+LAB_BAND = "The Beatles"
+LAB_GOLDS = 5
+LAB_YARDSTICK = "models trained without it"
+
+
+def is_lab(config: FactRunConfig) -> bool:
+    """Say whether the subject is the gold lab's, whose model is made here and can be made without it.
+
+    Args:
+        config: Of the run.
+
+    Returns:
+        Whether it is.
+    """
+    return config.bank == LAB_NAME
+
+
+def words_of(config: FactRunConfig, forgotten: str) -> Words:
+    """Choose how the verdict speaks.
+
+    Args:
+        config: Of the run.
+        forgotten: Whom the facts are about.
+
+    Returns:
+        The words.
+    """
+    return fact_words(forgotten, LAB_YARDSTICK) if is_lab(config) else fact_words(forgotten, YARDSTICK, HARMLESS_CHANGE)
+
+
+def _lab_folder() -> Path:
+    return cache_folder() / LAB_NAME
+
+
+def open_language(config: FactRunConfig, report: Report) -> LanguageModel:
+    """Load the original, or train the lab's.
+
+    Args:
+        config: Of the run.
+        report: Called with what is running and the share done.
+
+    Returns:
+        The model, which nothing trains.
+    """
+    if is_lab(config):
+        made = lab_models(None, 0, _lab_folder(), lambda share: report("training the lab's model", share))
+        loaded = replace(load_language_model(str(made.folder), report), name=LAB_NAME)
+    else:
+        loaded = load_language_model(config.model, report)
+    loaded.model.requires_grad_(False)
+    return loaded
+
+
+def _retrained(number: int, tell: Callable[[float], None]) -> nn.Module:
+    return lab_models(LAB_BAND, 1 + number, _lab_folder(), tell).model.requires_grad_(False)
+
+
+def open_references(config: FactRunConfig, language: LanguageModel, bank: Bank, report: Report) -> References:
+    """Prepare what is shared with other runs.
+
+    Args:
+        config: Of the run.
+        language: The original.
+        bank: The facts.
+        report: Called with what is running and the share done.
+
+    Returns:
+        The references; nothing is read yet.
+
+    Raises:
+        UserError: There are too few twins for a band, or the lab is given another model.
+    """
+    lab, quick = is_lab(config), config.quick
+    if lab and (config.twins is not None or config.model != FactRunConfig().model):
+        raise UserError("The lab has its own model and golds; leave out --model and --twins.")
+    twins = LAB_GOLDS if lab else config.twins or (QUICK_TWINS if quick else TWINS)
+    if twins < 3:
+        raise UserError(f"A band needs at least 3 twins, not {twins}; give more with --twins.")
+    return References(
+        language=language,
+        bank=bank,
+        twins=twins,
+        attacked=min(twins, ATTACKED_TWINS),
+        budget=QUICK if quick else Budget(),
+        seed=config.seed,
+        choosing=config.choosing,
+        most_facts=MOST_FACTS if quick else None,
+        most_kept=MOST_KEPT if quick else None,
+        retrained=_retrained if lab else None,
+        cache=cache_folder() / "references",
+        report=report,
+    )
