@@ -54,9 +54,12 @@ def _config(subject: str, options: dict[str, Any], **more: Any) -> "RunConfig | 
 def _threads(count: int) -> None:
     import torch
 
+    from analysis.memory import keep_freed_memory
+
     if count < 1:
         raise UserError(f"--threads must be at least 1, not {count}.")
     torch.set_num_threads(count)
+    keep_freed_memory()
 
 
 def _execute(subject: str, options: dict[str, Any], until: "Stage", draw: bool, prefix: str = "", **more: Any) -> None:
