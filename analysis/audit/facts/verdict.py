@@ -75,64 +75,76 @@ def calibrate(knows: Sequence[FactReading], never: Sequence[FactReading]) -> lis
         never: Of the model into which they were not, with the same auditors on the same facts.
 
     Returns:
-        For each auditor of knowledge the AUC over facts, and whether it is above one half beyond chance (one-sided
-        Mann-Whitney test at 1%); an auditor that is not stays out of the verdict.
+        For each auditor of knowledge the AUC over facts, and whether the first model is ahead beyond chance (one-sided
+        Wilcoxon signed-rank test at 1%: both are asked about the same facts); an auditor for which it is not stays out
+        of the verdict.
     """
     other = {reading.auditor: reading for reading in never}
     out = []
     for reading in knows:
         if reading.role == "damage" or reading.telling != "original" or reading.auditor not in other:
             continue
-        mine, theirs = reading.values, other[reading.auditor].values
-        test = stats.mannwhitneyu(mine, theirs, alternative="greater" if reading.outside == "above" else "less")
-        auc = float(test.statistic) / (len(mine) * len(theirs))
-        out.append(
-            Calibration(
-                auditor=reading.auditor,
-                auc=auc if reading.outside == "above" else 1 - auc,
-                p=float(test.pvalue),
-                facts=len(mine),
-                separates=bool(test.pvalue < CALIBRATED_LEVEL),
-            )
-        )
+        sign = 1 if reading.outside == "above" else -1
+        mine, theirs = ([sign * value for value in one.values] for one in (reading, other[reading.auditor]))
+        apart = [a - b for a, b in zip(mine, theirs, strict=True)]
+        # Ties of all pairs leave nothing to test.
+        p = float(stats.wilcoxon(apart, alternative="greater").pvalue) if any(apart) else 1.0
+        auc = float(stats.mannwhitneyu(mine, theirs).statistic) / (len(mine) * len(theirs))
+        out.append(Calibration(auditor=reading.auditor, auc=auc, p=p, facts=len(mine), separates=p < CALIBRATED_LEVEL))
     return out
 
 
-def sharpened(cases: CaseReadings, golds: Sequence[str], original: str = "original") -> dict[str, list[FactReading]]:
+def _beside(reading: FactReading) -> FactReading:
+    if not reading.beside:
+        return reading
+    return reading.model_copy(
+        update={"values": reading.beside, "curve": reading.beside_curve, "unit": f"{reading.unit} beside a stranger"}
+    )
+
+
+def sharpened(
+    cases: CaseReadings,
+    golds: Sequence[str],
+    planted: tuple[str, str] | None = None,
+    original: str = "original",
+) -> dict[str, list[FactReading]]:
     """Choose for each auditor between its values and the same beside a stranger.
 
     What tells the original from those that never knew by more of their standard deviations is taken, for all cases
     alike; no edited model has a say. In a large model the stranger takes off most of the noise; in one so small that a
-    name it has not seen says nothing, it adds some.
+    name it has not seen says nothing, it adds some. What does not part planted facts from never planted ones is taken
+    only when the other does not either.
 
     Args:
         cases: Readings by the name of the case.
         golds: Names of the cases that never knew.
+        planted: Names of the case that knows planted facts, and of the one that was never shown them.
         original: Name of the case that knows.
 
     Returns:
         The cases, with one kind of values an auditor.
     """
-    per_case = {name: {one.auditor: one for one in found} for name, found in cases.items()}
+    plain = {name: {one.auditor: one for one in found} for name, found in cases.items()}
+    beside = {name: {one.auditor: _beside(one) for one in found} for name, found in cases.items()}
 
-    def power(model: FactReading, beside: bool) -> float:
-        every = [model, *(per_case[gold][model.auditor] for gold in golds if model.auditor in per_case[gold])]
-        means = [to_scale(fmean(one.beside if beside else one.values), one.scale) for one in every]
+    def power(kind: Mapping[str, Mapping[str, FactReading]], auditor: str) -> tuple[bool, float]:
+        model = kind[original][auditor]
+        means = [to_scale(fmean(model.values), model.scale)]
+        means += [to_scale(fmean(kind[gold][auditor].values), model.scale) for gold in golds if auditor in kind[gold]]
+        separates = True
+        if planted:
+            found = calibrate(*([kind[name][auditor]] if auditor in kind[name] else [] for name in planted))
+            separates = all(one.separates for one in found)
         if len(means) < 1 + FEWEST_GOLDS:
-            return 0.0
+            return separates, 0.0
         far = (means[0] - fmean(means[1:])) / max(stdev(means[1:]), 1e-9)
-        return far if model.outside == "above" else -far
+        return separates, far if model.outside == "above" else -far
 
-    better = {one.auditor for one in cases[original] if one.beside and power(one, True) > power(one, False)}
-
-    def chosen(one: FactReading) -> FactReading:
-        if one.auditor not in better:
-            return one
-        return one.model_copy(
-            update={"values": one.beside, "curve": one.beside_curve, "unit": f"{one.unit} beside a stranger"}
-        )
-
-    return {name: [chosen(one) for one in found] for name, found in cases.items()}
+    better = {one.auditor for one in cases[original] if power(beside, one.auditor) > power(plain, one.auditor)}
+    return {
+        name: [beside[name][one.auditor] if one.auditor in better else one for one in found]
+        for name, found in cases.items()
+    }
 
 
 def _harmless_means(reading: FactReading, harmless: FactReading, seed: int) -> tuple[float, ...]:
@@ -215,7 +227,7 @@ def audit_facts(
     Returns:
         The report, as written to `audit.json`.
     """
-    cases = sharpened(cases, golds)
+    cases = sharpened(cases, golds, planted)
     found = gather(cases, golds, seed=seed)
     calibration = calibrate(cases[planted[0]], cases[planted[1]]) if planted else []
     left_out = {

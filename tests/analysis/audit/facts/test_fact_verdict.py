@@ -127,16 +127,16 @@ def test_calibration_is_the_area_under_the_roc_curve(outside: str, gap: float) -
     chance = torch.Generator().manual_seed(4)
     # Rounded, so that there are ties.
     knows = [round(float(one) + sign * gap, 1) for one in torch.randn(23, generator=chance)]
-    never = [round(float(one), 1) for one in torch.randn(19, generator=chance)]
+    never = [round(float(one), 1) for one in torch.randn(23, generator=chance)]
     made = [
         FactReading(auditor="a", group="g", role="inner", unit="1", outside=outside, facts=("f",) * len(v), values=v)
         for v in (tuple(knows), tuple(never))
     ]
     (found,) = calibrate(made[:1], made[1:])
-    labels = [1] * 23 + [0] * 19
+    labels = [1] * 23 + [0] * 23
     assert found.auc == pytest.approx(roc_auc_score(labels, [sign * one for one in (*knows, *never)]), abs=1e-12)
     assert found.p == pytest.approx(
-        stats.mannwhitneyu([sign * one for one in knows], [sign * one for one in never], alternative="greater").pvalue
+        stats.wilcoxon([sign * (a - b) for a, b in zip(knows, never, strict=True)], alternative="greater").pvalue
     )
     assert found.separates == (gap == 3.0)
     assert found.facts == 23
@@ -169,6 +169,22 @@ def test_values_beside_a_stranger_are_taken_where_they_tell_the_original_more_pl
     loud = {name: both(beside, plain, 10 * i) for i, (name, (plain, beside)) in enumerate(twins.items())}
     cases = {"original": both(0.6, 0.3, 200), **loud}
     assert sharpened(cases, GOLDS) == cases
+
+
+def test_what_does_not_part_planted_facts_is_not_taken_where_the_other_does() -> None:
+    def both(plain, beside, seed):
+        one, other = reading("lens", plain, seed=seed), reading("lens", beside, seed=seed + 1)
+        return [one.model_copy(update={"beside": other.values})]
+
+    cases = {name: both(0.2 + 0.05 * (i % 4), 0.16 + 0.001 * i, 10 * i) for i, name in enumerate(GOLDS)}
+    cases |= {"original": both(0.6, 0.3, 200), "never": both(0.3, 0.2, 400)}
+    blind, sees = both(0.6, 0.2, 400), both(0.3, 0.5, 400)
+    planted = ("planted", "never")
+    assert sharpened({**cases, "planted": sees}, GOLDS, planted) == sharpened({**cases, "planted": sees}, GOLDS)
+    assert sharpened({**cases, "planted": blind}, GOLDS, planted) == {**cases, "planted": blind}
+    # Where neither does, what tells the original more plainly is still the better one to show.
+    neither = {**cases, "planted": both(0.3, 0.2, 400)}
+    assert sharpened(neither, GOLDS, planted) == sharpened(neither, GOLDS)
 
 
 def test_gathering_takes_means_and_standard_errors_over_facts(cases) -> None:
