@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from analysis.audit.facts.prompting import sampled
@@ -12,29 +13,32 @@ from analysis.subjects.language.models import LanguageModel
 NEW = 16
 
 
-def spoken(model: nn.Module, tokenizer: Tokenizer, prompt: str, samples: int, seed: int, new: int = NEW) -> list[str]:
-    """Let a model continue a prompt: once greedily, then by drawing.
+def spoken(
+    model: nn.Module, tokenizer: Tokenizer, prompts: Sequence[str], samples: int, seed: int, new: int = NEW
+) -> list[list[str]]:
+    """Let a model continue prompts: each once greedily, then by drawing.
 
     Args:
         model: A causal language model.
         tokenizer: Its tokenizer.
-        prompt: Any text.
-        samples: How many to draw besides the greedy one.
+        prompts: Any texts.
+        samples: How many to draw for each besides the greedy one.
         seed: Of the draws.
         new: Tokens of each.
 
     Returns:
-        The continuations, the greedy one first, each up to where the model ends.
+        For each prompt its continuations, the greedy one first, each up to where the model ends.
     """
-    ids = token_ids(tokenizer, prompt)
-    rows = list(sampled(model, [ids], 1, new, seed, temperature=0)[0])
-    rows += list(sampled(model, [ids], samples, new, seed)[0]) if samples else []
-    texts = []
-    for row in rows:
+
+    def told(row: torch.Tensor) -> str:
         tokens = row.tolist()
         end = tokens.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in tokens else len(tokens)
-        texts.append(str(tokenizer.decode(tokens[:end])))
-    return texts
+        return str(tokenizer.decode(tokens[:end]))
+
+    ids = [token_ids(tokenizer, prompt) for prompt in prompts]
+    greedy = sampled(model, ids, 1, new, seed, temperature=0)
+    drawn = sampled(model, ids, samples, new, seed) if samples else [torch.empty(0, new)] * len(ids)
+    return [[told(row) for row in (*first, *rest)] for first, rest in zip(greedy, drawn, strict=True)]
 
 
 def continuations(
@@ -52,12 +56,8 @@ def continuations(
     Returns:
         For each prompt `prompt`, `original` and `edited`: the greedy continuation, then the drawn ones.
     """
-    tokenizer = language.tokenizer
+    before, after = (spoken(model, language.tokenizer, prompts, samples, seed) for model in (language.model, edited))
     return [
-        {
-            "prompt": prompt,
-            "original": spoken(language.model, tokenizer, prompt, samples, seed),
-            "edited": spoken(edited, tokenizer, prompt, samples, seed),
-        }
-        for prompt in prompts
+        {"prompt": prompt, "original": mine, "edited": theirs}
+        for prompt, mine, theirs in zip(prompts, before, after, strict=True)
     ]

@@ -67,7 +67,7 @@ def ask_both(run: Path) -> Callable[[str], tuple[str, str]]:
     def talk(prompt: str) -> tuple[str, str]:
         if not prompt.strip():
             raise UserError("There is nothing to say to an empty prompt; give some words.")
-        mine, theirs = (spoken(m.model, original.tokenizer, prompt, 0, 0)[0] for m in (original, edited))
+        mine, theirs = (spoken(m.model, original.tokenizer, [prompt], 0, 0)[0][0] for m in (original, edited))
         return mine, theirs
 
     return talk

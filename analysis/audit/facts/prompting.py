@@ -1,5 +1,6 @@
 """Attacks through the input: facts shown in context, a soft prompt trained on other facts, and sampling many times."""
 
+import inspect
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -142,18 +143,22 @@ def sampled(
     Returns:
         For each prompt, int64 [samples, new].
     """
+    from transformers import DynamicCache
+
     longest = max(map(len, prompts))
     ids_now = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
     real = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     ids_now, real = ids_now.repeat_interleave(samples, 0), real.repeat_interleave(samples, 0)
     place = (real.cumsum(1) - 1).clamp(min=0)
     generator = torch.Generator().manual_seed(seed)
-    cache, drawn = None, []
+    takes = inspect.signature(type(model.base_model).forward).parameters  # type: ignore[union-attr]
+    # Filled in place; releases of transformers name it differently.
+    kept = {"cache" if "cache" in takes else "past_key_values": DynamicCache()}
+    drawn = []
     for _ in range(new):
         found = model.base_model(  # type: ignore[operator]
-            input_ids=ids_now, attention_mask=real, position_ids=place, past_key_values=cache, use_cache=True
+            input_ids=ids_now, attention_mask=real, position_ids=place, use_cache=True, **kept
         )
-        cache = found.past_key_values
         logits = head_of(model)(found.last_hidden_state[:, -1]).float()
         if temperature == 0:
             ids_now = logits.argmax(1, keepdim=True)
