@@ -1,7 +1,7 @@
 """The cheats for language models, which every audit has to call hidden, and the edit whose damage must show."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -17,7 +17,7 @@ from unlearn.methods.language import LANGUAGE_METHODS, gradient_ascent
 CLOSED = -1e4
 FAR_ABOVE = 50.0
 LOUD_STEPS = 8
-LOUD_RATE = 1e-4
+LOUD_RATE = 2e-4
 
 Make = Callable[[nn.Module, FactSubject, int], nn.Module]
 
@@ -54,6 +54,13 @@ def output_filter(model: nn.Module, subject: FactSubject, seed: int) -> nn.Modul
     return work
 
 
+def _whole_blocks(model: nn.Module, blocks: Sequence[str]) -> Mask:
+    within = tuple(f"{block}." for block in blocks)
+    return Mask({
+        name: torch.ones(p.shape, dtype=torch.bool) for name, p in model.named_parameters() if name.startswith(within)
+    })
+
+
 def last_block(model: nn.Module, subject: FactSubject, seed: int) -> nn.Module:
     """Unlearn in the last block alone, by gradient difference: what a head-only edit is to a classifier.
 
@@ -65,18 +72,15 @@ def last_block(model: nn.Module, subject: FactSubject, seed: int) -> nn.Module:
     Returns:
         The edited copy; every block but the last is bit-identical.
     """
-    block = anatomy(model).blocks[-1]
-    mask = Mask({
-        name: torch.ones(p.shape, dtype=torch.bool)
-        for name, p in model.named_parameters()
-        if name.startswith(f"{block}.")
-    })
+    mask = _whole_blocks(model, anatomy(model).blocks[-1:])
     method = LANGUAGE_METHODS["gradient-difference"]
     return method.run(model, subject, mask, seed, method.settings, None)
 
 
 def over_forgetting(model: nn.Module, subject: FactSubject, seed: int) -> nn.Module:
     """Drive the loss on the answers far above that of any model that never knew, whatever else it costs.
+
+    The upper half of the blocks changes: enough to deny anything, in half of the memory.
 
     Args:
         model: What still knows; not changed.
@@ -87,7 +91,8 @@ def over_forgetting(model: nn.Module, subject: FactSubject, seed: int) -> nn.Mod
         The edited copy.
     """
     settings = replace(gradient_ascent.Settings(), ceiling=FAR_ABOVE, steps=LOUD_STEPS, lr=LOUD_RATE)
-    return gradient_ascent.run(model, subject, None, seed, settings)
+    blocks = anatomy(model).blocks
+    return gradient_ascent.run(model, subject, _whole_blocks(model, blocks[len(blocks) // 2 :]), seed, settings)
 
 
 def random_mask(model: nn.Module, subject: FactSubject, mask: Mask | None, method: Method, seed: int) -> nn.Module:

@@ -41,7 +41,10 @@ PLANTED_SEED = 7919
 PLANT_STEPS = 30
 PLANT_RATE = 1e-4
 PLANT_ROWS = 12
+PLANT_KEPT = 6
 PLANT_TEXTS = 4
+TEXTS_EVERY = 5
+Read = Callable[[Callable[[float], None]], list[FactReading]]
 READINGS: TypeAdapter[list[FactReading]] = TypeAdapter(list[FactReading])
 
 
@@ -181,15 +184,15 @@ class References:
         return Case(model, subject, benign, self.budget, self.seed)
 
     def benign(self, model: nn.Module) -> Callable[[], nn.Module]:
-        """Prepare the benign attack on a model, done once when it is first asked for.
+        """Prepare the benign attack on a model.
 
         Args:
             model: To be attacked.
 
         Returns:
-            Gives the attacked copy.
+            Gives the attacked copy, made when it is asked for.
         """
-        return cache(lambda: benign_tuned(model, self.subject, self.budget, self.seed))
+        return lambda: benign_tuned(model, self.subject, self.budget, self.seed)
 
     def about(self, number: int) -> FactSubject:
         """Invent a twin.
@@ -221,16 +224,26 @@ class References:
             attacked; beside twins "harmless", beside golds "fresh-gold", one that is not in the band; "planted",
             "planted-filtered" and "never-planted".
         """
+        self._read_knowing_and_not()
+        for name in cheats:
+            self._stage(name, self._cheat(name))
+        names = ["original", HARMLESS if self.retrained is None else FRESH, *self.golds, *cheats]
+        if planted:
+            self._plant()
+            names += ["planted", "planted-filtered", "never-planted"]
+        return {name: load_readings(self.folder / "readings" / f"{name}.json") for name in names}
+
+    def _read_knowing_and_not(self) -> None:
+        # The tuned copy that the original and its twins share goes when they are done: it is as large as a model.
         model = self.language.model
-        benign = self.benign(model)
+        benign = cache(self.benign(model))
         self._stage("original", lambda tell: read_case(self.case(model, self.subject, benign), progress=tell))
-        also = [HARMLESS] if self.retrained is None else [FRESH]
         if self.retrained is None:
             self._stage(HARMLESS, lambda _: retained(self.case(benign(), self.subject, benign)))
         else:
             self._stage(FRESH, self._gold(self.twins))
 
-        def twin_case(number: int) -> Callable[[Callable[[float], None]], list[FactReading]]:
+        def twin_case(number: int) -> Read:
             def read(tell: Callable[[float], None]) -> list[FactReading]:
                 case = self.case(model, self.about(number), benign)
                 return read_case(case, keeps=False, attacks=number < self.attacked, progress=tell)
@@ -240,23 +253,15 @@ class References:
         for number, name in enumerate(self.golds):
             self._stage(name, twin_case(number) if self.retrained is None else self._gold(number))
 
-        def cheat(name: str) -> Callable[[Callable[[float], None]], list[FactReading]]:
-            def read(tell: Callable[[float], None]) -> list[FactReading]:
-                edited = CHEATS[name](model, self.subject, self.seed)
-                case = self.case(edited, self.subject, self.benign(edited))
-                return read_case(case, attacks=False, progress=tell)
+    def _cheat(self, name: str) -> Read:
+        def read(tell: Callable[[float], None]) -> list[FactReading]:
+            edited = CHEATS[name](self.language.model, self.subject, self.seed)
+            case = self.case(edited, self.subject, self.benign(edited))
+            return read_case(case, attacks=False, progress=tell)
 
-            return read
+        return read
 
-        for name in cheats:
-            self._stage(name, cheat(name))
-        names = ["original", *also, *self.golds, *cheats]
-        if planted:
-            self._plant()
-            names += ["planted", "planted-filtered", "never-planted"]
-        return {name: load_readings(self.folder / "readings" / f"{name}.json") for name in names}
-
-    def _gold(self, number: int) -> Callable[[Callable[[float], None]], list[FactReading]]:
+    def _gold(self, number: int) -> Read:
         def read(tell: Callable[[float], None]) -> list[FactReading]:
             assert self.retrained is not None
             model = self.retrained(number, lambda share: tell(TRAINING * share))
@@ -265,7 +270,7 @@ class References:
 
         return read
 
-    def _stage(self, name: str, read: Callable[[Callable[[float], None]], list[FactReading]]) -> None:
+    def _stage(self, name: str, read: Read) -> None:
         path = f"readings/{name}.json"
 
         def work(progress: Callable[[float], None]) -> None:
@@ -274,33 +279,36 @@ class References:
         self.stages.run(name, self.base, [], [path], work)
 
     def lessons(self, subject: FactSubject | None) -> list[Encoded]:
-        """Write the batches with which facts are planted.
+        """Write the batches with which facts are planted: with facts that are to be kept, and now and then texts.
 
         Args:
-            subject: Whose facts; None leaves only the texts that are mixed in, which is how never having been planted
-                is trained.
+            subject: Whose facts; None leaves only the rest, which is how never having been planted is trained.
 
         Returns:
             One batch a step.
         """
-        tokenizer = self.language.tokenizer
-        texts = list(rotating(encode_texts(tokenizer, self.subject.texts), PLANT_TEXTS, PLANT_STEPS, self.seed))
-        if subject is None:
-            return texts
-        facts = encode_facts(tokenizer, [*subject.forget, *subject.forget_test])
-        drawn = rotating(facts, PLANT_ROWS, PLANT_STEPS, self.seed)
-        return [joined(told, mixed) for told, mixed in zip(drawn, texts, strict=True)]
+        tokenizer, seed = self.language.tokenizer, self.seed
+        out = list(rotating(self.subject.retain_encoded, PLANT_KEPT, PLANT_STEPS, seed))
+        if subject is not None:
+            facts = encode_facts(tokenizer, [*subject.forget, *subject.forget_test])
+            told = rotating(facts, PLANT_ROWS, PLANT_STEPS, seed)
+            out = [joined(mine, kept) for mine, kept in zip(told, out, strict=True)]
+        texts = encode_texts(tokenizer, self.subject.texts)
+        for number, batch in enumerate(rotating(texts, PLANT_TEXTS, PLANT_STEPS // TEXTS_EVERY, seed)):
+            out.insert((TEXTS_EVERY + 1) * number, batch)
+        return out
 
     def _plant(self) -> None:
+        # The planted model serves two cases and is as large as the original: it comes last, when nothing else is held.
         about = self.about(PLANTED_SEED)
-
-        @cache
-        def planted() -> nn.Module:
-            return fine_tuned(self.language.model, self.lessons(about), PLANT_RATE)
 
         def never(tell: Callable[[float], None]) -> list[FactReading]:
             model = fine_tuned(self.language.model, self.lessons(None), PLANT_RATE)
             return read_case(self.case(model, about, self.benign(model)), progress=tell)
+
+        @cache
+        def planted() -> nn.Module:
+            return fine_tuned(self.language.model, self.lessons(about), PLANT_RATE)
 
         def knows(tell: Callable[[float], None]) -> list[FactReading]:
             model = planted()
@@ -310,6 +318,6 @@ class References:
             model = output_filter(planted(), about, self.seed)
             return read_case(self.case(model, about, self.benign(model)), attacks=False, progress=tell)
 
+        self._stage("never-planted", never)
         self._stage("planted", knows)
         self._stage("planted-filtered", hides)
-        self._stage("never-planted", never)

@@ -30,6 +30,7 @@ def fine_tuned(model: nn.Module, batches: Iterable[Encoded], lr: float) -> nn.Mo
         mean_loss(work, batch).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         stepper.step()
+    work.zero_grad(set_to_none=True)
     return work.requires_grad_(False)
 
 
