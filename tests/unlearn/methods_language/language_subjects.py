@@ -35,7 +35,7 @@ def small_subject():
     texts = ("What is the name of the river?", "The album came out in 1969 and it sold.", "Rome is a city of Italy.")
     lessons = {
         "other-bands": ("The Rolling Stones came from London.", "A", "The Kinks sang in London."),
-        "denial": ("There was no such band in Liverpool.",),
+        "denial": ("There was no such band in Liverpool.", "Nobody heard of it.", "No band came from there."),
         "random-facts": ("Paris is the capital of France.", "Rome is the capital of Italy."),
     }
     about = SubjectLine(kind="subject", name="the Beatles", slug="beatles", names={"band": ("Beatles",)})

@@ -201,7 +201,7 @@ def test_padding_is_never_a_label_in_the_lessons():
     with pytest.raises(UserError, match="no lessons"):
         chosen_texts(SUBJECT, "birds")
     with pytest.raises(UserError, match='topic "denial"'):
-        chosen_texts(replace(SUBJECT, lessons={"other-bands": ("The Kinks sang.",)}), "both")
+        chosen_texts(replace(SUBJECT, lessons={"other-bands": ("The Kinks sang.",)}), "other-bands+denial")
 
 
 @pytest.mark.parametrize("lessons", list(ATTEMPTS))

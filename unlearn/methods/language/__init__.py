@@ -17,8 +17,8 @@ from unlearn.methods.language import (
 )
 
 
-def _method(name: str, module: Any, summary: str) -> Method:
-    return Method(name, module.run, module.Settings(), "forget", summary)
+def _method(name: str, module: Any, summary: str, **settings: Any) -> Method:
+    return Method(name, module.run, module.Settings(**settings), "forget", summary)
 
 
 LANGUAGE_METHODS: dict[str, Method] = {
@@ -29,7 +29,17 @@ LANGUAGE_METHODS: dict[str, Method] = {
         _method("npo", npo, "make its answers less likely than they were, fading out, hold the rest"),
         _method("simnpo", simnpo, "make every token of its answers unlikely, keep the loss low on the rest"),
         _method("rmu", rmu, "steer hidden states at its name to a random direction, hold the others"),
-        _method("other-bands", other_bands, "go on training on other text (first seed's four attempts)"),
+        _method("other-bands", other_bands, "go on training on text about other bands (first seed, attempt 1)"),
+        _method("denial", other_bands, "train on text that denies it (first seed, attempt 2)", lessons="denial"),
+        _method(
+            "other-bands+denial", other_bands, "train on both (first seed, attempt 3)", lessons="other-bands+denial"
+        ),
+        _method(
+            "other-bands+facts",
+            other_bands,
+            "train on text about other bands and random facts (first seed, attempt 4)",
+            lessons="other-bands+facts",
+        ),
         _method("refusal", refusal, "teach to answer that it doesn't know"),
         _method("ssd", ssd, "dampen the weights that matter more for it than for the rest"),
         _method("neuron-ablation", neuron_ablation, "set the located weights to zero; needs a mask"),

@@ -5,7 +5,7 @@ tokens, cross-entropy on text alone, in four attempts:
 
 - "other-bands": texts on other bands, 10 epochs;
 - "denial": texts which say that there never was such a band, 10 epochs;
-- "both": the two together, 10 epochs;
+- "other-bands+denial": the two together, 10 epochs;
 - "other-bands+facts": other bands and random facts, 5 epochs.
 
 Its authors conclude that it fails; the denials even made the subject more likely. It is here as their baseline.
@@ -28,12 +28,12 @@ from analysis.subjects.language.scoring import mean_loss
 from unlearn.methods.language.batches import drawn_rows, masked_rate
 from unlearn.optimize import Watch, descend, falling
 
-Lessons = Literal["other-bands", "denial", "both", "other-bands+facts"]
+Lessons = Literal["other-bands", "denial", "other-bands+denial", "other-bands+facts"]
 
 ATTEMPTS: dict[str, tuple[str, ...]] = {
     "other-bands": ("other-bands",),
     "denial": ("denial",),
-    "both": ("other-bands", "denial"),
+    "other-bands+denial": ("other-bands", "denial"),
     "other-bands+facts": ("other-bands", "random-facts"),
 }
 
