@@ -194,9 +194,8 @@ def test_methods_are_compared_with_controls(
         "simnpo",
         "neuron-ablation",
     }
-    for where in ("5% gradient-ratio", "5% at random"):
-        assert rows["neuron-ablation", where]["changed"] == pytest.approx(0.05, rel=0.02)
-    assert ("rmu", "5% in block 0") in rows
+    assert rows["neuron-ablation", "5% gradient-ratio"]["changed"] == pytest.approx(0.05, rel=0.02)
+    assert {("rmu", "5% at random"), ("rmu", "5% in block 0")} <= rows.keys()
     assert "| simnpo | all |" in (tmp_path / "table" / "comparison.md").read_text()
 
 

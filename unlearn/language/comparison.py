@@ -1,4 +1,4 @@
-"""Method x auditor for facts: every method under the located mask, a random one and none, and a sweep over layers."""
+"""Method x auditor for facts: every method under the located mask and none; one also at random places and by layer."""
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -19,21 +19,23 @@ from unlearn.language.run import FactRun, state_of
 from unlearn.methods.language import LANGUAGE_METHODS
 from unlearn.stages import Report, locked
 
-WHERE = ("all", "mask", "random")
+WHERE = ("all", "mask")
 SWEEP = 6
 
 
 def _cells(run: FactRun, methods: Collection[str], wheres: Collection[str]) -> dict[str, tuple[str, str]]:
     c = run.config
-    words = {"all": "all", "mask": f"{100 * c.fraction:g}% {c.measure}", "random": f"{100 * c.fraction:g}% at random"}
+    words = {"all": "all", "mask": f"{100 * c.fraction:g}% {c.measure}"}
     cells = {
         f"{name}-{where}": (name, words[where])
         for name in LANGUAGE_METHODS
         for where in WHERE
         if name in methods and where in wheres and not (name == "neuron-ablation" and where == "all")
     }
+    name = run.method.name
+    if "random" in wheres:
+        cells |= {f"{name}-random": (name, f"{100 * c.fraction:g}% at random")}
     if "layers" in wheres:
-        name = run.method.name
         blocks = range(0, len(anatomy(run.language.model).blocks), SWEEP)
         cells |= {f"{name}-block-{block}": (name, f"{100 * c.fraction:g}% in block {block}") for block in blocks}
     return cells
@@ -91,7 +93,8 @@ def compare_facts(
     A method that fails on a mask is left out of the table and named in the returned `failed`.
 
     Args:
-        config: Bank, model, measure, fraction and budget; its method is swept over layers, its seed is not used.
+        config: Bank, model, measure, fraction and budget; its method is put at random places and swept over layers, its
+            seed is not used.
         folder: Holds a run folder for each seed, `seed-N`, and then `comparison.json`.
         seeds: Each decides twins, masks, attacks and order anew.
         methods: Which.
