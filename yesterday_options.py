@@ -74,7 +74,7 @@ SUBJECT_OPTIONS: dict[str, tuple[Any, Any]] = {
 FACT_OPTIONS: dict[str, tuple[Any, Any]] = {
     "bank": (_option(str | None, "Fact bank of your own, JSON Lines (`yesterday bank check`).", panel=FACTS), None),
     "within": (_option(str | None, "Matrices to locate in: mlp, down or blocks [mlp].", panel=FACTS), None),
-    "twins": (_option(int | None, "Fictional twins that span the band [10; 6 when quick].", panel=FACTS), None),
+    "twins": (_option(int | None, "Fictional twins that span the band [14; 10 when quick].", panel=FACTS), None),
     "quick": (_option(bool, "Smaller attackers, fewer controls, no planted facts.", "--quick", panel=FACTS), False),
 }
 LOCATE_OPTIONS: dict[str, tuple[Any, Any]] = {

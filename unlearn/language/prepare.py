@@ -18,9 +18,9 @@ from unlearn.language.config import FactRunConfig
 from unlearn.language.references import References
 from unlearn.stages import Report
 
-TWINS = 10
-ATTACKED_TWINS = 6
-QUICK_TWINS = 6
+TWINS = 14
+ATTACKED_TWINS = 8
+QUICK_TWINS = 10
 MOST_FACTS = 60
 MOST_KEPT = 20
 YARDSTICK = "twins that never existed"
@@ -107,7 +107,7 @@ def open_references(config: FactRunConfig, language: LanguageModel, bank: Bank, 
         language=language,
         bank=bank,
         twins=twins,
-        attacked=min(twins, ATTACKED_TWINS),
+        attacked=twins if quick else min(twins, ATTACKED_TWINS),
         budget=QUICK if quick else Budget(),
         seed=config.seed,
         choosing=config.choosing,
