@@ -166,13 +166,14 @@ def compare(
         str, typer.Option(help="Facts: of all, mask, random and layers, with commas between.", rich_help_panel=EDIT)
     ] = "all,mask,random,layers",
 ) -> None:
-    """Run every method, with and without the mask, and print method x auditor as a Markdown table.
+    """Run every method, with and without the mask, print method x auditor as a Markdown table, and draw it.
 
     Beside them stand the original, the golds, fresh golds outside the band, and the cheats; `--methods none` leaves
     only these and so tests the audit itself.
 
     Example: `yesterday compare digit-6 --seeds 3`.
     """
+    from figures.render import render
     from figures.terminal import progress_bars
     from unlearn.comparison import compare as compared
     from unlearn.comparison import markdown
@@ -194,6 +195,7 @@ def compare(
             found = compare_facts(config, folder, chosen, wanted, where.split(","), report)
         else:
             found = compared(config, folder, chosen, wanted, fresh, report)
+        render(folder, progress=lambda _, share: report("figures", share))
     print(found.model_dump_json() if options["as_json"] else markdown(found))
 
 

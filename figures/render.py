@@ -1,8 +1,9 @@
-"""Draws all figures of a run, on classes or on facts."""
+"""Draws all figures of a run, on classes or on facts, or of a comparison."""
 
 import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from analysis.errors import UserError
 
@@ -34,6 +35,7 @@ FACT_NAMES = (
     "relearn",
     "fact_bands",
 )
+COMPARISON_NAMES = ("pareto",)
 
 Progress = Callable[[str, float], None]
 
@@ -42,9 +44,9 @@ def render(run_folder: Path, names: Sequence[str] | None = None, progress: Progr
     """Draw figures of a run into its figures/ folder; each file is written atomically.
 
     Args:
-        run_folder: E.g. runs/digit-6.
-        names: Which figures, from `NAMES`, or from `FACT_NAMES` for a run on facts; when not given, all for which the
-            run has the artefacts.
+        run_folder: E.g. runs/digit-6, or the folder of a comparison.
+        names: Which figures, from `NAMES`, from `FACT_NAMES` for a run on facts, or from `COMPARISON_NAMES`; when not
+            given, all for which the run has the artefacts.
         progress: Called with the figure being drawn and the share done, 0 to 1.
 
     Returns:
@@ -54,18 +56,16 @@ def render(run_folder: Path, names: Sequence[str] | None = None, progress: Progr
         UserError: A name is unknown.
         Missing: The run lacks an artefact that a named figure (or every figure) needs.
     """
-    from figures.artefacts import Missing, Run, existing, open_run
+    from figures.artefacts import Missing
     from figures.save import FOLDER, save
 
-    facts = Run(existing(run_folder)).family == "facts"
-    every = FACT_NAMES if facts else NAMES
+    every, package, opened = _kind(run_folder)
     chosen = list(names or every)
     unknown = [name for name in chosen if name not in every]
     if unknown:
         raise UserError(f"There is no figure {unknown[0]!r}; choose from {', '.join(every)}.")
 
-    package = "figures.facts" if facts else "figures"
-    run = importlib.import_module("figures.facts.artefacts").open_facts(run_folder) if facts else open_run(run_folder)
+    run = opened(run_folder)
     paths: list[Path] = []
     lacking: list[UserError] = []
     for done, name in enumerate(chosen):
@@ -84,3 +84,17 @@ def render(run_folder: Path, names: Sequence[str] | None = None, progress: Progr
     if progress:
         progress("", 1.0)
     return paths
+
+
+def _kind(folder: Path) -> tuple[tuple[str, ...], str, Callable[[Path], Any]]:
+    # The figures that a folder may have, where they are drawn, and what opens it.
+    from figures.artefacts import Run, existing, open_run
+    from figures.pareto import FILE, open_comparison
+
+    if (existing(folder) / FILE).is_file():
+        return COMPARISON_NAMES, "figures", open_comparison
+    if Run(folder).family == "facts":
+        from figures.facts.artefacts import open_facts
+
+        return FACT_NAMES, "figures.facts", open_facts
+    return NAMES, "figures", open_run

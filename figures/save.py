@@ -16,7 +16,7 @@ from figures.style import DPI, SCALE_PNG, Drawing, styled
 
 FOLDER = "figures"
 
-R = TypeVar("R", bound=Run)
+R = TypeVar("R")
 
 
 @styled

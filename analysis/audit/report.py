@@ -123,7 +123,7 @@ class Calibration(Document):
     Attributes:
         auditor: Its name.
         auc: Area under the ROC curve over facts; 1 parts them all, 0.5 none.
-        p: One-sided p value of the Mann-Whitney test that it is above one half.
+        p: One-sided p value of the Wilcoxon signed-rank test that the model with the facts is ahead, fact by fact.
         facts: On each side.
         separates: Whether it does so beyond chance; if not, it stays out of the verdict.
     """
