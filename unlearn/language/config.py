@@ -14,7 +14,7 @@ class FactRunConfig(Document):
         measure: In `fact_localization.MEASURES`, or "none" to allow every weight.
         within: Where the mask may lie.
         fraction: Share of all weights that the edit may change, in (0, 1].
-        twins: How many twins span the band; None takes 14, of which 8 are attacked, or 10 for a quick run.
+        twins: How many twins span the band; None takes 14, of which 6 are attacked, or 10 for a quick run.
         seed: Decides everything random.
         choosing: Audit on the share "choose" instead of "audit", so that settings can be chosen by the result.
         quick: Smaller budgets, fewer controls, no planted facts.

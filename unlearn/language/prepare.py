@@ -19,7 +19,7 @@ from unlearn.language.references import References
 from unlearn.stages import Report
 
 TWINS = 14
-ATTACKED_TWINS = 8
+ATTACKED_TWINS = 6
 QUICK_TWINS = 10
 MOST_FACTS = 60
 MOST_KEPT = 20
