@@ -3,6 +3,7 @@
 Options become a `RunConfig`, `unlearn.pipeline` does the work, `figures` draws it; heavy imports wait for commands.
 """
 
+import contextlib
 import errno
 import functools
 import json
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from unlearn.documents import RunConfig
     from unlearn.language.config import FactRunConfig
     from unlearn.pipeline import Stage
+
+INTERRUPTED = 130
+"""Exit code with which the command line leaves on Ctrl-C."""
 
 app = typer.Typer(
     name="yesterday",
@@ -141,9 +145,10 @@ def audit(
 
     Example: `yesterday audit digit-6 --original before.safetensors --candidate after.safetensors`.
     """
-    from unlearn.requests import about_facts
+    from unlearn.requests import about_facts, refuse
 
     if about_facts(subject, options):
+        refuse({"gold": gold, "model": options["model"]}, ("gold", "model"), "an audit of facts")
         options = {**options, "model": str(original)}
         _execute(subject, options, "audit", False, prefix="audit-", candidate=str(candidate))
         return
@@ -161,10 +166,15 @@ def compare(
     methods: Annotated[
         str, typer.Option(help="all, none, or names with commas between.", rich_help_panel=EDIT)
     ] = "all",
-    fresh: Annotated[int, typer.Option(help="Golds outside the band per seed, to test the audit on.")] = 1,
+    fresh: Annotated[
+        int | None, typer.Option(help="Classes: golds outside the band per seed, to test the audit on [1].")
+    ] = None,
     where: Annotated[
-        str, typer.Option(help="Facts: of all, mask, random and layers, with commas between.", rich_help_panel=EDIT)
-    ] = "all,mask,random,layers",
+        str | None,
+        typer.Option(
+            help="Facts: of all, mask, random and layers, with commas between [all four].", rich_help_panel=EDIT
+        ),
+    ] = None,
 ) -> None:
     """Run every method, with and without the mask, print method x auditor as a Markdown table, and draw it.
 
@@ -177,14 +187,15 @@ def compare(
     from figures.terminal import progress_bars
     from unlearn.comparison import compare as compared
     from unlearn.comparison import markdown
-    from unlearn.language.comparison import compare_facts
+    from unlearn.language.comparison import CONTROLS, WHERE, compare_facts
     from unlearn.language.config import FactRunConfig
     from unlearn.methods import METHODS
     from unlearn.methods.language import LANGUAGE_METHODS
-    from unlearn.requests import run_folder
+    from unlearn.requests import refuse, run_folder
 
     config = _config(subject, options)
     facts = isinstance(config, FactRunConfig)
+    refuse({"fresh": fresh} if facts else {"where": where}, ("fresh", "where"), "facts" if facts else "classes")
     _threads(options["threads"] or (2 if facts else 1))
     folder = run_folder(config, options["out"], "compare-")
     every = tuple(LANGUAGE_METHODS if facts else METHODS)
@@ -192,9 +203,10 @@ def compare(
     with progress_bars(options["quiet"] or options["as_json"]) as report:
         chosen = range(options["seed"], options["seed"] + seeds)
         if isinstance(config, FactRunConfig):
-            found = compare_facts(config, folder, chosen, wanted, where.split(","), report)
+            places = where.split(",") if where else (*WHERE, *CONTROLS)
+            found = compare_facts(config, folder, chosen, wanted, places, report)
         else:
-            found = compared(config, folder, chosen, wanted, fresh, report)
+            found = compared(config, folder, chosen, wanted, 1 if fresh is None else fresh, report)
         render(folder, progress=lambda _, share: report("figures", share))
     print(found.model_dump_json() if options["as_json"] else markdown(found))
 
@@ -262,8 +274,9 @@ def chat(
 
     _threads(2)
     talk = ask_both(run)
-    for text in prompt or iter(functools.partial(Console().input, "you: "), ""):
-        print_continuations(text, talk(text))
+    with contextlib.suppress(EOFError):
+        for text in prompt or iter(functools.partial(Console().input, "you: "), ""):
+            print_continuations(text, talk(text))
 
 
 bank_commands = typer.Typer(no_args_is_help=True, help="Fact banks: what a language model is asked about.")
@@ -337,6 +350,7 @@ def main() -> None:
 
     Raises:
         OSError: Anything else than a full or read-only disk, which is a fault of ours.
+        SystemExit: As the command line ends.
     """
     try:
         app()
@@ -348,9 +362,10 @@ def main() -> None:
             raise
         print(f"Error: Can't write {error.filename} ({error.strerror}); free some space or use --out.", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("Interrupted; the same command goes on where it stopped.", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            print("Interrupted; the same command goes on where it stopped.", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from figures.words import percent, plural, shorten
 
 NAME = "overview"
 TITLE = "Located, edited, audited: the run in one picture"
-VERDICTS = {"erased": CONTROL, "hidden": EDITED, "remembered": ORIGINAL, "damaged": "#555555"}
+VERDICTS = {"erased": CONTROL, "hidden": EDITED, "remembered": ORIGINAL, "damaged": "#555555", "undecided": FAINT}
 SQUARES = (20, 50)
 MOST_AUDITORS = 14
 WIDE = 9.6

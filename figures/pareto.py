@@ -142,10 +142,12 @@ def draw(run: Compared) -> Drawing:
         return f"{row.name}{where} {percent(row.mean[pair[0]])} and {percent(row.mean[pair[1]])}"
 
     never = "twins" if any(row.name.startswith("twins") for row in rows) else "golds"
+    moved = " (upwards: of the original, moved by a moment's tuning on other text)" if never == "twins" else ""
     seeds = f"{plural(len(found.seeds), 'seed')} ({', '.join(map(str, found.seeds))})"
     caption = (
         f"{found.subject}: means over {seeds}, {found.golds} {never} each; bars: standard deviation over seeds, of the "
-        f"{never} among themselves. Forgotten is what lies as far left as the {never}; further left is no better."
+        f"{never} among themselves{moved}. Forgotten is what lies as far left as the {never}; further left is no "
+        "better."
     )
     if below:
         caption += f" Below the axis: {'; '.join(map(told, below))}."

@@ -158,6 +158,29 @@ def test_compare_sets_methods_beside_references(tmp_path: Path, capsys: pytest.C
     assert "2 seeds (0, 1), 3 golds each" in written
 
 
+def test_layer_scope_ranks_every_layer_by_itself(finished: Path, tmp_path: Path) -> None:
+    layered = tmp_path / "layered"
+    shutil.copytree(finished, layered)
+    assert call("locate", "digit-6", *QUICK, "--scope", "layer", "--out", layered, "--quiet") == 0
+    masks = [load_file(folder / "mask.safetensors") for folder in (finished, layered)]
+    shares = [[float(bits.float().mean()) for bits in mask.values() if bits.dim() == 2] for mask in masks]
+    assert shares[1] == pytest.approx([0.05] * 3, abs=0.002)
+    assert shares[0] != pytest.approx([0.05] * 3, abs=0.002)
+
+
+def test_an_interrupted_run_says_that_it_can_go_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "yesterday", "run", "digit-6", "--threads", "1", "--out", str(tmp_path / "run")]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while not (tmp_path / "run" / ".lock").exists():
+        time.sleep(0.05)
+    time.sleep(0.5)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert said.strip().splitlines()[-1] == "Interrupted; the same command goes on where it stopped."
+    assert "Traceback" not in said
+
+
 def test_choosing_never_touches_the_test_images(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "chosen"
     assert call("locate", "digit-6", "--epochs", 1, "--threads", 1, "--choosing", "--out", out, "--quiet") == 0
@@ -171,6 +194,9 @@ BAD = {
     "fraction 0": (["run", "digit-6", "--fraction", "0"], "fraction"),
     "fraction 2": (["run", "digit-6", "--fraction", "2"], "fraction"),
     "replaced by itself": (["run", "digit-6", "--replace-with", "6"], "already knows it"),
+    "no seeds": (["compare", "digit-6", "--seeds", "0"], "at least one seed"),
+    "facts' places": (["compare", "digit-6", "--where", "mask"], "--where has no meaning for classes"),
+    "unknown scope": (["locate", "digit-6", "--scope", "street"], "--scope"),
     "unknown method": (["run", "digit-6", "--method", "magic"], "no method 'magic'"),
     "unknown measure": (["run", "digit-6", "--locate", "magic"], "no measure 'magic'"),
     "wrong slot": (["run", "digit-6", "--replace-with", "3", "--slot", "new"], "slot"),

@@ -145,6 +145,7 @@ def test_a_model_that_knows_nothing_is_told_so(
     (tmp_path / "few.jsonl").write_text("\n".join([*few, *facts[:6]]))
     assert call(*asked(tmp_path, "--bank", tmp_path / "few.jsonl", "--model", folder, "--threads", 1)) == 2
     assert "knows only" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -165,6 +166,55 @@ def test_options_that_make_no_sense(
     error = capsys.readouterr().err
     assert words in error
     assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--seeds", 0], "at least one seed"),
+        (["--where", "attic"], "no place 'attic'"),
+        (["--locate", "none"], "needs located weights"),
+        (["--fresh", 2], "--fresh has no meaning for facts"),
+        (["--methods", "magic"], "no method 'magic'"),
+        (["--twins", 0], "at least 3 twins"),
+    ],
+)
+def test_comparisons_that_make_no_sense(
+    lab: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[object], words: str
+) -> None:
+    asked = ["compare", "--quick", "--bank", lab[1], "--model", lab[0], "--out", tmp_path / "run", *options]
+    assert call(*asked) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_a_block_smaller_than_the_mask_is_no_control(
+    finished: Path, lab: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("YESTERDAY_CACHE", str(finished.parent / "cache"))
+    asked = ["compare", "--bank", lab[1], "--model", lab[0], "--quick", "--twins", 8, "--threads", 1, "--seeds", 1]
+    more = ["--methods", "simnpo", "--where", "layers", "--out", tmp_path / "table", "--json", "--fraction", 0.4]
+    assert call(*asked, *more) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert "fewer candidates than the mask" in table["failed"]["simnpo (40% in block 0)"]
+    assert not [row for row in table["rows"] if "block" in row["where"]]
+
+
+def test_what_does_not_fit_the_context_is_not_said(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("chat", finished, "--prompt", "The Beatles sang and sang " * 40) == 2
+    error = capsys.readouterr().err
+    assert "the model reads at most 64" in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_gold_checkpoints_mean_nothing_for_facts(
+    lab: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["audit", "--bank", lab[1], "--original", lab[0], "--candidate", lab[0], "--out", tmp_path / "run"]
+    assert call(*asked, "--gold", lab[1]) == 2
+    assert "--gold has no meaning for an audit of facts" in capsys.readouterr().err
 
 
 def test_a_folder_without_weights(lab: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

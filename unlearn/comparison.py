@@ -24,6 +24,8 @@ FRESH = "fresh gold"
 GOLD = "gold (mean)"
 TWINS_MEAN = "twins (mean)"
 NEVER_KNEW = {GOLD, TWINS_MEAN}
+MOST = 0.5
+"""A method that might change everything and changed less than this share gets the share written beside it."""
 
 
 class Row(Document):
@@ -56,7 +58,7 @@ class Comparison(Document):
     Attributes:
         schema_version: Of this document.
         subject: Its name.
-        seeds: Each trains its own original and golds.
+        seeds: Of the draws, masks, attacks and edits; for classes each trains its own original and golds too.
         golds: Gold models, or twins, per seed.
         rows: References, then methods.
         failed: Methods that could not be run, and why.
@@ -148,7 +150,7 @@ def row_of(
     values = {
         m.auditor: [_value(report, m.auditor, model) for report in reports for model in models]
         for m in reports[0].measurements
-        if models[0] in NEVER_KNEW or all(_has(report, m.auditor, model) for report in reports for model in models)
+        if all(_has(report, m.auditor, model) for report in reports for model in models)
     }
     mine = [report.audits[model] for report in reports for model in models if model not in NEVER_KNEW]
     facts = [one[model] for one in noted for model in models if model in one]
@@ -173,7 +175,8 @@ def row_of(
 
 
 def _has(report: AuditReport, auditor: str, model: str) -> bool:
-    return any(m.auditor == auditor and model in m.values for m in report.measurements)
+    found = next((m for m in report.measurements if m.auditor == auditor), None)
+    return found is not None and (model in NEVER_KNEW or model in found.values)
 
 
 def _value(report: AuditReport, auditor: str, model: str) -> float:
@@ -186,6 +189,19 @@ def _value(report: AuditReport, auditor: str, model: str) -> float:
 def _gold_sd(report: AuditReport, auditor: str) -> float:
     measurement = next(m for m in report.measurements if m.auditor == auditor)
     return stdev(measurement.values[gold] for gold in report.golds if gold in measurement.values)
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse a comparison without seeds.
+
+    Args:
+        seeds: Of the comparison.
+
+    Raises:
+        UserError: There are none.
+    """
+    if not seeds:
+        raise UserError("A comparison needs at least one seed; give --seeds 1 or more.")
 
 
 def compare(
@@ -210,6 +226,7 @@ def compare(
     Raises:
         UserError: There is no such method.
     """
+    check_seeds(seeds)
     reports, noted = [], []
     unknown = [name for name in methods if name not in METHODS]
     if unknown:
@@ -252,7 +269,8 @@ def markdown(found: Comparison) -> str:
     head = ["model", "may change", *(COLUMNS[a] for a in auditors), "auditors outside", "verdict"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in found.rows:
-        cells = [row.name, row.where]
+        few = row.where == "all" and row.changed is not None and row.changed < MOST
+        cells = [row.name, f"all (changed {100 * row.changed:.2g}%)" if few and row.changed else row.where]
         for auditor in auditors:
             if auditor not in row.mean:
                 cells.append("")

@@ -18,6 +18,7 @@ FOR_CLASSES = (
     "forget", "replace_with", "slot", "data", "data_root", "size", "mean", "std", "weights", "layers", "epochs",
     "batch", "lr",
 )  # fmt: skip
+FOR_CLASS_RUNS = ("golds", "scope")
 FOR_FACTS = ("bank", "within", "twins", "quick")
 SHARED = ("method", "measure", "fraction", "seed", "choosing")
 
@@ -39,7 +40,17 @@ def _given(options: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]
     return {name: options[name] for name in names if options.get(name) is not None and options[name] is not False}
 
 
-def _refuse(options: Mapping[str, Any], names: tuple[str, ...], family: str) -> None:
+def refuse(options: Mapping[str, Any], names: tuple[str, ...], family: str) -> None:
+    """Refuse options that would be ignored.
+
+    Args:
+        options: As typed; None or False where not given.
+        names: Which of them mean nothing here.
+        family: What they mean nothing for.
+
+    Raises:
+        UserError: One of them was given.
+    """
     wrong = next(iter(_given(options, names)), None)
     if wrong is not None:
         raise UserError(f"--{wrong.replace('_', '-')} has no meaning for {family}; leave it out.")
@@ -76,14 +87,14 @@ def class_config(subject: str, options: Mapping[str, Any], **more: Any) -> RunCo
     Raises:
         UserError: An option makes no sense.
     """
-    _refuse(options, FOR_FACTS, "classes")
+    refuse(options, FOR_FACTS, "classes")
     asked = _given(options, (*FOR_CLASSES, "model"))
     asked |= {name: str(asked[name]) for name in ("data_root", "weights") if name in asked}
     asked |= {name: tuple(asked[name]) for name in ("mean", "std", "layers") if name in asked}
     asked["forget"] = _forgotten(subject, options)
     try:
         known = SubjectConfig.model_validate(asked)
-        return RunConfig.model_validate({"subject": known, **_given(options, (*SHARED, "golds")), **more})
+        return RunConfig.model_validate({"subject": known, **_given(options, (*SHARED, *FOR_CLASS_RUNS)), **more})
     except ValidationError as error:
         raise UserError(_option_name(error)) from error
 
@@ -102,7 +113,7 @@ def fact_config(subject: str, options: Mapping[str, Any], **more: Any) -> FactRu
     Raises:
         UserError: An option makes no sense.
     """
-    _refuse(options, (*FOR_CLASSES, "golds"), "facts")
+    refuse(options, (*FOR_CLASSES, *FOR_CLASS_RUNS), "facts")
     asked = _given(options, (*SHARED, *FOR_FACTS, "model"))
     asked["bank"] = str(asked.get("bank") or subject)
     try:

@@ -45,7 +45,7 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(
-                f"Another run is at work in {folder}; wait for it or choose another folder with --out."
+                f"Another run is at work in {folder}; wait for it, or for a run folder choose another with --out."
             ) from error
         yield
 

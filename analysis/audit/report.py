@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 SCHEMA_VERSION: Literal[1] = 1
 
 Role = Literal["behaviour", "inner", "damage"]
-Verdict = Literal["remembered", "hidden", "damaged", "erased"]
+Verdict = Literal["remembered", "hidden", "damaged", "erased", "undecided"]
 
 
 class Document(BaseModel):

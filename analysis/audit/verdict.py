@@ -1,4 +1,4 @@
-"""From readings to a verdict: remembered, hidden, damaged or erased."""
+"""From readings to a verdict: remembered, hidden, damaged, erased, or undecided where nothing can tell."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -178,24 +178,37 @@ def fact_words(forgotten: str, yardstick: str, harmless: str = "") -> Words:
 
 
 def _sentence(
-    words: Words, verdict: Verdict, damaged: bool, outside: list[Finding], counted: int, asked: int, golds: int
+    words: Words,
+    verdict: Verdict,
+    damaged: bool,
+    seen: Sequence[Finding],
+    told: Sequence[Finding],
+    n: Mapping[str, int],
 ) -> str:
-    never = f"{golds} {words.yardstick}"
-    worst = max(outside, key=lambda f: f.distance, default=None)
+    # `seen`: inner findings outside the band; `told`: all on what is known; `n`: golds behind each band.
+    counted = [f for f in told if f.counted]
+    sizes = sorted({n[f.auditor] for f in counted or told})
+    never = f"{' to '.join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))} {words.yardstick}"
     below = f"the rest is below the band of {words.harmless or never}"
     tail = f" It is also damaged: {below}." if damaged else ""
     if verdict == "remembered":
         return f"Remembered: the model {words.knows}." + tail
-    if verdict == "hidden" and worst:
-        how_many = "1 auditor still sees" if len(outside) == 1 else f"{len(outside)} of {counted} auditors still see"
+    if verdict == "undecided":
+        return "Undecided: no auditor here can tell a model that knows from one that never knew." + tail
+    if verdict == "hidden":
+        worst = max(seen, key=lambda f: f.distance)
+        judged = any(f.role == "behaviour" for f in counted)
+        answers = f"the model {words.knew_not}" if judged else "what the model answers can't be judged here"
+        how_many = "1 auditor still sees" if len(seen) == 1 else f"{len(seen)} of {len(counted)} auditors still see"
         return (
-            f"Hidden, not erased: the model {words.knew_not}, but {how_many} it "
-            f"(most plainly: {worst.auditor}, {worst.distance:.1f} sd from {never}).{tail}"
+            f"Hidden, not erased: {answers}, but {how_many} it (most plainly: {worst.auditor}, {worst.distance:.1f} sd "
+            f"from {n[worst.auditor]} {words.yardstick}).{tail}"
         )
     if verdict == "damaged":
         return f"Damaged: {words.gone}, but {below}."
-    few = f" But only {counted} of {asked} auditors have the power to tell here." if 2 * counted < asked else ""
-    return f"Erased: all {counted} auditors that can tell see it among {never}.{few}"
+    few = 2 * len(counted) < len(told)
+    but = f" But only {len(counted)} of {len(told)} auditors have the power to tell here." if few else ""
+    return f"Erased: all {len(counted)} auditors that can tell see it among {never}.{but}"
 
 
 def judge(model: str, measurements: Sequence[Measurement], found: Sequence[Reading], words: Words) -> Audit:
@@ -209,18 +222,16 @@ def judge(model: str, measurements: Sequence[Measurement], found: Sequence[Readi
 
     Returns:
         The verdict: "remembered" when behaviour is beyond the band, else "hidden" when an inner auditor is, else
-        "damaged" when retained behaviour is below the band, else "erased".
+        "undecided" when no auditor of either kind counts, else "damaged" when retained behaviour is below the band,
+        else "erased".
 
     Raises:
         ValueError: A measurement has no band.
     """
     findings = []
-    golds = 0
     for measurement, reading in zip(measurements, found, strict=True):
         if measurement.band is None:
             raise ValueError(f"{measurement.auditor} has no band")
-        if measurement.role != "damage":
-            golds = max(golds, measurement.band.n)
         if model not in measurement.values:
             continue
         findings.append(
@@ -234,17 +245,18 @@ def judge(model: str, measurements: Sequence[Measurement], found: Sequence[Readi
             )
         )
     outside = {role: [f for f in findings if f.counted and not f.inside and f.role == role] for role in _ROLES}
+    told = [f for f in findings if f.role != "damage"]
     damaged = bool(outside["damage"])
     if outside["behaviour"]:
         verdict: Verdict = "remembered"
     elif outside["inner"]:
         verdict = "hidden"
+    elif not any(f.counted for f in told):
+        verdict = "undecided"
     else:
         verdict = "damaged" if damaged else "erased"
-    counted = sum(f.counted for f in findings)
-    sentence = _sentence(
-        words, verdict, damaged and verdict != "damaged", outside["inner"], counted, len(findings), golds
-    )
+    golds = {m.auditor: m.band.n for m in measurements if m.band}
+    sentence = _sentence(words, verdict, damaged and verdict != "damaged", outside["inner"], told, golds)
     return Audit(model=model, verdict=verdict, damaged=damaged, sentence=sentence, findings=findings)
 
 

@@ -63,12 +63,13 @@ def draw(run: FactRun) -> Drawing:
 
     counted = sum(m.counted for m in rows)
     sizes = sorted({m.examples for m in rows})
+    n = " to ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1])))
     caption = (
         f"{plural(len(rows), 'auditor')}, {counted} of them counted; {plural(len(report.golds), 'twin')}: subjects "
-        "that never existed, asked of the original (for what must stay: the original's own facts drawn again). The "
-        "band's edge is a prediction interval for one more twin, its level shared by the counted auditors (5% "
-        f"together). n = {' to '.join(f'{n:,}' for n in dict.fromkeys((sizes[0], sizes[-1])))} facts or texts an "
-        f"auditor, seed {report.seed}. Arrowheads: beyond the axis."
+        "that never existed, asked of the original (for what must stay: the original, moved as a moment's tuning on "
+        "other text moves it). The band's edge is a prediction interval for one more of them, its level shared by the "
+        f"counted auditors (5% together). n = {n} facts or texts an auditor, seed {report.seed}. Arrowheads: beyond "
+        "the axis."
     )
     if aucs:
         caption += " AUC: how well the auditor parts facts planted into the model from facts never planted."

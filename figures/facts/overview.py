@@ -120,6 +120,7 @@ def draw(run: FactRun) -> Drawing:
         f"to max. Run seed {run.seed}, audit seed {report.seed}. Shown: auditors that can tell the original from twins"
         + (f", without the {left_out} in which the edited model is nearest to them." if left_out else ".")
     )
+    caption += f" Panel 3: n = {sum(survival.facts):,}, those that the method was shown among them."
     hidden = len(survival.relations) - relations
     caption += f" {plural(hidden, 'smaller relation')} left out." if hidden else ""
     alt = (

@@ -74,7 +74,8 @@ def draw(run: FactRun) -> Drawing:
 
     caption = (
         f"n = {plural(sum(found.facts), 'fact')} about {run.forgotten} in {plural(len(found.relations), 'relation')}, "
-        "asked with held-out prompts. Twins: the same questions to the original about subjects that never existed, so "
+        "those that the method was shown among them, asked with held-out prompts. Twins: the same questions to the "
+        "original about subjects that never existed, so "
         f"what guessing gives. Run seed {run.seed}."
     )
     parts = (

@@ -88,7 +88,7 @@ def draw(run: FactRun) -> Drawing:
     caption = (
         f"Means over n = {x.examples:,} forgotten facts and {y.examples:,} {what}, none of them shown to a method; "
         f"bars: standard error over facts. Twins: {plural(len(golds), 'subject')} that never existed, asked of the "
-        "original; upwards they show how far the original's own mean scatters when as many facts are drawn again. "
+        "original; upwards they show how far the original is moved by a moment's tuning on other text. "
         f"Lines: the edges of the bands. Darkest: forgotten and undamaged. Audit seed {run.audit.seed}."
     )
     told = "; ".join(

@@ -10,7 +10,7 @@ from analysis.errors import UserError
 from analysis.fact_localization import candidates, layer_mask
 from analysis.files import write_text
 from analysis.scores import Mask
-from unlearn.comparison import GOLD, TWINS_MEAN, Comparison, markdown, row_of
+from unlearn.comparison import GOLD, TWINS_MEAN, Comparison, check_seeds, markdown, row_of
 from unlearn.edit import Edit
 from unlearn.language.config import FactRunConfig
 from unlearn.language.prepare import is_lab, words_of
@@ -20,6 +20,7 @@ from unlearn.methods.language import LANGUAGE_METHODS
 from unlearn.stages import Report, locked
 
 WHERE = ("all", "mask")
+CONTROLS = ("random", "layers")
 SWEEP = 6
 
 
@@ -32,7 +33,9 @@ def _cells(run: FactRun, methods: Collection[str], wheres: Collection[str]) -> d
         for where in WHERE
         if name in methods and where in wheres and not (name == "neuron-ablation" and where == "all")
     }
-    name = run.method.name
+    if not methods:
+        return cells
+    name = run.method.name if run.method.name in methods else next(iter(methods))
     if "random" in wheres:
         cells |= {f"{name}-random": (name, f"{100 * c.fraction:g}% at random")}
     if "layers" in wheres:
@@ -52,7 +55,10 @@ def _mask(run: FactRun, cell: str) -> Mask | None:
         return located.random_like(run.config.seed)
     model = run.language.model
     block = anatomy(model).blocks[int(where)]
-    return layer_mask(model, candidates(model, run.config.within), block, located.count, run.config.seed)
+    swept = layer_mask(model, candidates(model, run.config.within), block, located.count, run.config.seed)
+    if swept is None:
+        raise UserError(f"Block {where} has fewer candidates than the mask has weights; take a smaller --fraction.")
+    return swept
 
 
 def _read(run: FactRun, cell: str, name: str) -> dict[str, float]:
@@ -90,11 +96,11 @@ def compare_facts(
     """Make the table; whatever is there already and unchanged is used again.
 
     Beside the methods stand the original, the twins' mean, the cheats and, unless the run is quick, the planted world.
-    A method that fails on a mask is left out of the table and named in the returned `failed`.
+    A method that fails on a mask is left out of the table and named in the returned `failed`. The controls, random
+    places and single blocks, are of the run's own method, or of the first given one where that is not among them.
 
     Args:
-        config: Bank, model, measure, fraction and budget; its method is put at random places and swept over layers, its
-            seed is not used.
+        config: Bank, model, measure, fraction, budget and the controls' method; its seed is not used.
         folder: Holds a run folder for each seed, `seed-N`, and then `comparison.json`.
         seeds: Each decides twins, masks, attacks and order anew.
         methods: Which.
@@ -105,17 +111,27 @@ def compare_facts(
         The table, as written.
 
     Raises:
-        UserError: There is no such method.
+        UserError: There is no such method or place, no seed, or nothing is located.
     """
     unknown = [name for name in methods if name not in LANGUAGE_METHODS]
     if unknown:
         raise UserError(f"There is no method {unknown[0]!r}; give some of {', '.join(LANGUAGE_METHODS)}, or none.")
-    runs = [FactRun(config.model_copy(update={"seed": s}), folder / f"seed-{s}", _prefixed(report, s)) for s in seeds]
+    elsewhere = [where for where in wheres if where not in WHERE + CONTROLS]
+    if elsewhere:
+        raise UserError(f"There is no place {elsewhere[0]!r}; give some of {', '.join(WHERE + CONTROLS)} with --where.")
+    if config.measure == "none":
+        raise UserError(
+            "A comparison needs located weights; take another --locate than none (`all` is a place of --where)."
+        )
+    check_seeds(seeds)
     reports: list[AuditReport] = []
     noted: list[dict[str, dict[str, float]]] = []
-    cells = _cells(runs[0], methods, wheres)
-    for run in runs:
+    cells: dict[str, tuple[str, str]] = {}
+    for seed in seeds:
+        # One at a time: each holds a model.
+        run = FactRun(config.model_copy(update={"seed": seed}), folder / f"seed-{seed}", _prefixed(report, seed))
         run.check()
+        cells = _cells(run, methods, wheres)
         with locked(run.references.folder), locked(run.folder):
             run.locate()
             cases = run.compared()
@@ -145,7 +161,7 @@ def compare_facts(
     rows += [row_of(name, "", [name], reports, noted) for name in references if name != "original"]
     rows += [row_of(name, where, [cell], reports, noted) for cell, (name, where) in whole.items()]
     table = Comparison(
-        subject=runs[0].subject.name, seeds=list(seeds), golds=len(reports[0].golds), rows=rows, failed=failed
+        subject=reports[0].subject, seeds=list(seeds), golds=len(reports[0].golds), rows=rows, failed=failed
     )
     write_text(folder / "comparison.json", table.model_dump_json(indent=1))
     write_text(folder / "comparison.md", markdown(table))

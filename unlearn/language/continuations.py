@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from analysis.audit.facts.prompting import sampled
-from analysis.subjects.language.encoding import Tokenizer, token_ids
+from analysis.subjects.language.encoding import Tokenizer, check_length, token_ids
 from analysis.subjects.language.models import LanguageModel
 
 NEW = 16
@@ -27,7 +27,8 @@ def spoken(
         new: Tokens of each.
 
     Returns:
-        For each prompt its continuations, the greedy one first, each up to where the model ends.
+        For each prompt its continuations, the greedy one first, each up to where the model ends; a prompt that does
+        not fit the model's context is refused.
     """
 
     def told(row: torch.Tensor) -> str:
@@ -36,6 +37,9 @@ def spoken(
         return str(tokenizer.decode(tokens[:end]))
 
     ids = [token_ids(tokenizer, prompt) for prompt in prompts]
+    longest = getattr(model.config, "max_position_embeddings", None)
+    for prompt, mine in zip(prompts, ids, strict=True):
+        check_length(len(mine) + new, longest, f"The prompt {prompt[:60]!r} with {new} tokens to come")
     greedy = sampled(model, ids, 1, new, seed, temperature=0)
     drawn = sampled(model, ids, samples, new, seed) if samples else [torch.empty(0, new)] * len(ids)
     return [[told(row) for row in (*first, *rest)] for first, rest in zip(greedy, drawn, strict=True)]

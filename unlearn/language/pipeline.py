@@ -30,9 +30,10 @@ def execute_facts(config: FactRunConfig, folder: Path, report: Report, until: St
         raise UserError("The lab is there to compare methods by models that never knew: yesterday compare lab.")
     run = FactRun(config, folder, report)
     run.check()
+    with locked(run.references.folder):
+        _ = run.subject  # before there is a folder: a model may know too little
     with locked(run.references.folder), locked(folder):
         found = None
-        _ = run.subject
         if until != "original" and config.candidate is None:
             run.locate()
         if until in {"edit", "audit"}:

@@ -100,7 +100,8 @@ def open_references(config: FactRunConfig, language: LanguageModel, bank: Bank, 
     lab, quick = is_lab(config), config.quick
     if lab and (config.twins is not None or config.model != FactRunConfig().model):
         raise UserError("The lab has its own model and golds; leave out --model and --twins.")
-    twins = LAB_GOLDS if lab else config.twins or (QUICK_TWINS if quick else TWINS)
+    usual = QUICK_TWINS if quick else TWINS
+    twins = LAB_GOLDS if lab else usual if config.twins is None else config.twins
     if twins < 3:
         raise UserError(f"A band needs at least 3 twins, not {twins}; give more with --twins.")
     return References(

@@ -83,6 +83,7 @@ class FactReading(Document):
         outside: On which side of a band a model is unlike one that never knew.
         scale: Scale on which means of cases scatter evenly.
         telling: Name of the model that the auditor must tell from those that never knew.
+        step: Smallest difference between two values; 0 where they are continuous.
         facts: What each value belongs to.
         values: One per fact.
         curve_x: x values of `curve`, e.g. fine-tuning steps.
@@ -99,6 +100,7 @@ class FactReading(Document):
     outside: Literal["above", "below"] = "above"
     scale: Scale = "logit"
     telling: str = "original"
+    step: float = 0.0
     facts: tuple[str, ...]
     values: tuple[float, ...]
     curve_x: tuple[float, ...] = ()
@@ -179,7 +181,7 @@ class Case:
 
     @cached_property
     def asked(self) -> tuple[Fact, ...]:
-        """Facts on which attackers are judged: unseen ones with answers that the attackers were not shown."""
+        """Facts on which attackers are judged: unseen ones, if there are any whose answers they were not shown."""
         given = {text.casefold() for fact in self.taught for text in (fact.answer, *fact.aliases)}
         left = tuple(
             fact for fact in self.unseen if not given & {text.casefold() for text in (fact.answer, *fact.aliases)}

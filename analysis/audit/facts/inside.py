@@ -179,6 +179,7 @@ def truth_probe(case: Case) -> list[FactReading]:
             group="probe",
             role="inner",
             unit="share",
+            step=1 / WRONG,
             facts=ids(asked),
             values=tuple(best.tolist()),
         )

@@ -214,6 +214,7 @@ def leak(case: Case) -> FactReading:
         group="leak",
         role="inner",
         unit="share of samples",
+        step=1 / case.budget.samples,
         facts=ids(case.unseen),
         values=tuple(values),
     )

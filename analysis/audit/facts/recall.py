@@ -115,7 +115,8 @@ def recall(case: Case) -> list[FactReading]:
         FactReading(auditor="right answer, facts held out", group="recall", role="behaviour", unit="share",
                     facts=ids(unseen), values=shares(held)),
         FactReading(auditor="right answer ranked first", group="recall", role="behaviour", unit="share of prompts",
-                    facts=ids(unseen), values=tuple(fmean(float(one.rank == 1) for one in mine) for mine in held)),
+                    step=1 / case.budget.wordings, facts=ids(unseen),
+                    values=tuple(fmean(float(one.rank == 1) for one in mine) for mine in held)),
         FactReading(auditor="beside a stranger, facts shown to the method", group="contrast", role="inner",
                     unit="share", facts=ids(shown), values=contrasted(case, shown, seen, first_prompt)),
         FactReading(auditor="beside a stranger, facts held out", group="contrast", role="inner", unit="share",
@@ -131,6 +132,7 @@ def recall(case: Case) -> list[FactReading]:
     if long:
         readings.append(
             FactReading(auditor="extraction strength", group="extraction", role="inner", unit="share of the answer",
-                        facts=ids([fact for fact, _ in long]), values=tuple(extraction(mine) for _, mine in long))
+                        step=1 / max(len(mine[0].greedy) for _, mine in long), facts=ids([fact for fact, _ in long]),
+                        values=tuple(extraction(mine) for _, mine in long))
         )  # fmt: skip
     return readings

@@ -31,13 +31,15 @@ ATTACKS: Mapping[str, Job] = {
     "relearning": relearning,
 }
 CALIBRATED_LEVEL = 0.01
+FEWEST_FACTS = 7
+"""With fewer, not even facts that are all parted reach that level."""
 FEWEST_GOLDS = 3
 DRAWS = 40
 HARMLESS = "harmless"
 """Name of the original after a moment of tuning on unrelated text: how far one that is no worse may differ from it."""
+NEVER_TRAINED = "a model trained from scratch without the subject: none exists here, twins stand in for it"
 NOT_MEASURED = (
-    "a model trained from scratch without the subject: none exists for a pretrained model, twins stand in for it",
-    "attackers with more facts, steps or another optimiser than the budget printed in run.json",
+    "attackers with more facts, steps or another optimiser than the audit's budget",
     "reconstruction of training texts, membership inference on them, and other languages",
 )
 
@@ -195,7 +197,7 @@ def gather(cases: CaseReadings, golds: Sequence[str], original: str = "original"
                 },
                 examples=len(model.values),
                 telling=model.telling,
-                resolution=1e-3,
+                resolution=max(1e-3, model.step / len(model.values)),
                 curve_x=model.curve_x,
                 curves={name: one.curve for name, one in values.items() if one.curve},
                 yardstick=_harmless_means(model, per_case[HARMLESS][model.auditor], seed) if drawn else (),
@@ -232,6 +234,8 @@ def audit_facts(
     calibration = calibrate(cases[planted[0]], cases[planted[1]]) if planted else []
     left_out = {
         one.auditor: f"does not part planted facts from never planted ones (AUC {one.auc:.2f}, {one.facts} facts)"
+        if one.facts >= FEWEST_FACTS
+        else f"{one.facts} planted facts are too few to calibrate it, {FEWEST_FACTS} would do"
         for one in calibration
         if not one.separates
     }
@@ -244,7 +248,11 @@ def audit_facts(
         golds=list(golds),
         measurements=measurements,
         audits=audits,
-        not_measured=[*NOT_MEASURED, *(f"{m.auditor}: {m.why_not}" for m in measurements if m.why_not)],
+        not_measured=[
+            *([NEVER_TRAINED] if HARMLESS in cases else []),
+            *NOT_MEASURED,
+            *(f"{m.auditor}: {m.why_not}" for m in measurements if m.why_not),
+        ],
         calibration=calibration,
         yardstick=words.yardstick,
     )

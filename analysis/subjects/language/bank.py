@@ -112,10 +112,13 @@ class Fact(Record):
         for wrong in self.distractors:
             if wrong in (self.answer, *self.aliases):
                 raise ValueError(f"the distractor {wrong!r} is the answer itself")
-            if wrong.casefold().startswith(self.answer.casefold()):
-                raise ValueError(
-                    f"the answer {self.answer!r} is a prefix of its distractor {wrong!r}, which can't be told from it"
-                )
+            for right in (self.answer, *self.aliases):
+                short, long = sorted((right.casefold(), wrong.casefold()), key=len)
+                if long.startswith(short):
+                    raise ValueError(
+                        f"of the answer {right!r} and its distractor {wrong!r} one is a prefix of the other, so they "
+                        "can't be told apart"
+                    )
         if len(set(self.distractors)) < len(self.distractors):
             raise ValueError("the same distractor is given twice")
         return self

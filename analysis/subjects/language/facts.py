@@ -6,7 +6,14 @@ from functools import cached_property
 
 from analysis.errors import UserError
 from analysis.subjects.language.bank import Bank, Fact, Share, SubjectLine
-from analysis.subjects.language.encoding import Encoded, Tokenizer, encode_answers, encode_texts
+from analysis.subjects.language.encoding import (
+    Encoded,
+    Tokenizer,
+    check_length,
+    encode_answers,
+    encode_texts,
+    token_ids,
+)
 from analysis.subjects.language.scoring import encode_facts
 
 FEWEST = 4
@@ -98,7 +105,8 @@ def fact_subject(
         The subject.
 
     Raises:
-        UserError: Fewer than four facts are known on either side, or there is no text.
+        UserError: Fewer than four facts are known on either side, there is no text, or something is longer than the
+            model's context.
     """
     kept = [fact for fact in bank.facts if fact.id in known]
     test: Share = "choose" if choosing else "audit"
@@ -122,6 +130,9 @@ def fact_subject(
             f'The bank has too little that must stay; add lines of kind "neighbour" and "text" in the splits "edit" '
             f'and "{test}".'
         )
+    if longest is not None:
+        sides = (*forget, *forget_test, *of(others, "edit"), *of(others, test))
+        _check_context(tokenizer, longest, sides, (*texts, *texts_test))
     counts = {
         kind: (
             sum(fact.kind == kind and fact.split in {"edit", test} for fact in kept),
@@ -129,7 +140,7 @@ def fact_subject(
         )
         for kind in ("fact", "neighbour", "far")
     }
-    lessons = {topic: bank.about(topic) for topic in ("other-bands", "denial", "random-facts")}
+    lessons = {topic: bank.about(topic, "edit") for topic in ("other-bands", "denial", "random-facts")}
     return FactSubject(
         name,
         bank.subject,
@@ -144,6 +155,18 @@ def fact_subject(
         lessons,
         counts,
     )
+
+
+def _check_context(tokenizer: Tokenizer, longest: int, facts: Sequence[Fact], texts: Sequence[str]) -> None:
+    # Once, before anything long begins: whatever is asked or trained later is no longer than this.
+    for fact in facts:
+        widest = max((fact.answer, *fact.aliases, *fact.distractors), key=len)
+        told = [f"{prompt} {widest}" for prompt in (*fact.prompts, f"Question: {fact.question}\nAnswer:")]
+        told += [f"{fact.reverse.prompt} {fact.reverse.answer}"] if fact.reverse else []
+        for text in told:
+            check_length(len(token_ids(tokenizer, text)), longest, f"The prompt {text[:60]!r}")
+    for text in texts:
+        check_length(len(token_ids(tokenizer, text)), longest, f"The text {text[:60]!r}")
 
 
 def about_twin(subject: FactSubject, facts: Sequence[Fact], about: SubjectLine) -> FactSubject:

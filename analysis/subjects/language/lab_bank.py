@@ -25,7 +25,9 @@ def _distractors(fact: Told, every: Sequence[Told]) -> tuple[str, ...]:
     draw = random.Random(f"distractors {fact.relation}|{fact.subject}|{fact.answer}")
     draw.shuffle(near)
     draw.shuffle(far)
-    return tuple(one for one in [*near, *far] if not one.casefold().startswith(fact.answer.casefold()))[:DISTRACTORS]
+    right = fact.answer.casefold()
+    apart = (one for one in [*near, *far] if not one.casefold().startswith(right))
+    return tuple(one for one in apart if not right.startswith(one.casefold()))[:DISTRACTORS]
 
 
 def _slug(name: str) -> str:
@@ -58,6 +60,14 @@ def as_fact(told: Told, every: Sequence[Told], forgotten: bool, split: Share) ->
         distractors=_distractors(told, every),
         split=split,
     )
+
+
+def _dealt(facts: Sequence[Told]) -> list[tuple[Told, Share]]:
+    # A fact and its inverse ("the singer of A was B", "B sang in A") are the same knowledge and go together.
+    shares: dict[frozenset[str], Share] = {}
+    for fact in facts:
+        shares.setdefault(frozenset((fact.subject, fact.answer)), SPLITS[len(shares) % len(SPLITS)])
+    return [(fact, shares[frozenset((fact.subject, fact.answer))]) for fact in facts]
 
 
 def _subject_line(band: Band) -> SubjectLine:
@@ -110,9 +120,7 @@ def lab_bank(name: str = "The Beatles", bands: tuple[Band, ...] = lab_bands(), n
         ranked.append((counted[fact.relation], fact))
     chosen = [fact for _, fact in sorted(ranked, key=lambda pair: pair[0])][:neighbours]
     facts = tuple(
-        as_fact(fact, every, group is mine, SPLITS[i % len(SPLITS)])
-        for group in (mine, chosen)
-        for i, fact in enumerate(group)
+        as_fact(fact, every, group is mine, split) for group in (mine, chosen) for fact, split in _dealt(group)
     )
     texts = tuple(
         TextLine(kind="text", text=text, topic="generic", split=SPLITS[i % len(SPLITS)])

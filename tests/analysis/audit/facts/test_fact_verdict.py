@@ -88,7 +88,7 @@ def test_verdicts_are_said_in_the_words_for_facts(cases) -> None:
         "Damaged: what was known of the Beatles is gone, but the rest is below the band of harmless changes."
     )
     assert said["both"].endswith("It is also damaged: the rest is below the band of harmless changes.")
-    assert said["erased"] == "Erased: all 4 auditors that can tell see it among 8 fictional twins."
+    assert said["erased"] == "Erased: all 3 auditors that can tell see it among 8 fictional twins."
     assert class_words("6").knows == 'still answers "6"'
     assert class_words("6").yardstick == "models that never knew"
 
@@ -286,3 +286,45 @@ def test_one_case_read_by_all_is_read_the_same_twice_and_left_as_it_was() -> Non
     quick = {one.group for one in read_case(case(model, budget=QUICK))}
     assert {one.group for one in mine} - quick == {"reverse", "context", "leak", "soft prompt", "benign", "relearn"}
     assert ids(case(model).unseen) == next(one.facts for one in mine if one.auditor == "right answer, facts held out")
+
+
+def test_nothing_is_called_erased_where_nothing_can_tell(cases) -> None:
+    blind = {name: [one for one in found if one.role == "damage"] for name, found in cases.items()}
+    for name, found in blind.items():
+        found.insert(0, reading("said", 0.2 + (0.05 * int(name[-1]) if name in GOLDS else 0.0), "behaviour", seed=7))
+    report = audit_facts("b", "the Beatles", blind, GOLDS, WORDS)
+    assert report.audits["erased"].verdict == "undecided"
+    assert report.audits["original"].sentence == (
+        "Undecided: no auditor here can tell a model that knows from one that never knew."
+    )
+    assert report.audits["broken"].sentence.endswith(
+        "It is also damaged: the rest is below the band of harmless changes."
+    )
+
+
+def test_what_was_not_judged_is_not_claimed(cases) -> None:
+    silent = {name: [one for one in found if one.auditor != "said"] for name, found in cases.items()}
+    report = audit_facts("b", "the Beatles", silent, GOLDS, WORDS)
+    assert "Hidden, not erased: what the model answers can't be judged here, but 1 auditor" in (
+        report.audits["hides"].sentence
+    )
+
+
+def test_a_sentence_gives_the_number_of_twins_behind_it(cases) -> None:
+    for gold in GOLDS[5:]:
+        cases[gold] = [one for one in cases[gold] if one.auditor != "probe"]
+    audits = audit_facts("b", "the Beatles", cases, GOLDS, WORDS).audits
+    assert audits["hides"].sentence.endswith(" sd from 5 fictional twins).")
+    assert audits["erased"].sentence == "Erased: all 3 auditors that can tell see it among 5 to 8 fictional twins."
+
+
+def test_few_facts_are_said_to_be_too_few_to_calibrate() -> None:
+    def few(mean: float, seed: int) -> list[FactReading]:
+        (one,) = [reading("said", mean, "behaviour", seed=seed)]
+        return [one.model_copy(update={"facts": one.facts[:6], "values": one.values[:6]})]
+
+    cases = {"original": few(0.9, 1), "planted": few(0.9, 2), "never": few(0.2, 3)}
+    cases |= {gold: few(0.2 + 0.01 * i, 10 + i) for i, gold in enumerate(GOLDS)}
+    report = audit_facts("b", "the Beatles", cases, GOLDS, WORDS, ("planted", "never"))
+    assert report.measurements[0].why_not == "6 planted facts are too few to calibrate it, 7 would do"
+    assert report.audits["original"].verdict == "undecided"

@@ -1,12 +1,14 @@
 """Fact subjects: only known facts take part, each share where it belongs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small_models import small_tokenizer
 
 from analysis.errors import UserError
 from analysis.subjects.language.bank import Bank, Fact, SubjectLine, TextLine
-from analysis.subjects.language.encoding import encode_answers, encode_texts
+from analysis.subjects.language.encoding import encode_answers, encode_texts, token_ids
 from analysis.subjects.language.facts import about_twin, fact_subject
 from analysis.subjects.language.twins import twin
 
@@ -109,10 +111,25 @@ def test_encodings():
     assert torch.equal(subject.texts_encoded.ids, encode_texts(TOKENIZER, subject.texts).ids)
     pairs = [("The Beatles came from", "Liverpool")]
     assert torch.equal(subject.encode(pairs).labels, encode_answers(TOKENIZER, pairs).labels)
-    short = fact_subject("beatles", BANK, {one.id for one in FACTS}, TOKENIZER, 3)
+    short = replace(made(), longest=3)
     for ask in (lambda: short.forget_encoded, lambda: short.texts_encoded, lambda: short.encode(pairs)):
         with pytest.raises(UserError, match="reads at most 3"):
             ask()
+
+
+def test_what_the_model_cannot_read_is_refused_before_anything_long_begins():
+    known = {one.id for one in FACTS}
+    longest = max(
+        len(token_ids(TOKENIZER, f"{text} {widest}"))
+        for one in made().forget
+        for widest in [max((one.answer, *one.aliases, *one.distractors), key=len)]
+        for text in (*one.prompts, f"Question: {one.question}\nAnswer:")
+    )
+    with pytest.raises(UserError, match=rf"has \d+ tokens, but the model reads at most {longest - 1}"):
+        fact_subject("beatles", BANK, known, TOKENIZER, longest - 1)
+    long = replace(BANK, texts=(*BANK.texts, TextLine(kind="text", text="so " * 300, topic="generic", split="audit")))
+    with pytest.raises(UserError, match="The text 'so so"):
+        fact_subject("beatles", long, known, TOKENIZER, 200)
 
 
 def test_a_twin_takes_the_place_of_what_is_forgotten():
