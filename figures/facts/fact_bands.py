@@ -64,12 +64,14 @@ def draw(run: FactRun) -> Drawing:
     counted = sum(m.counted for m in rows)
     sizes = sorted({m.examples for m in rows})
     n = " to ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1])))
+    attacked = min((m.band.n for m in rows if m.band and m.role != "damage"), default=len(report.golds))
+    some = f" ({attacked} of them attacked)" if attacked < len(report.golds) else ""
     caption = (
-        f"{plural(len(rows), 'auditor')}, {counted} of them counted; {plural(len(report.golds), 'twin')}: subjects "
-        "that never existed, asked of the original (for what must stay: the original, moved as a moment's tuning on "
-        "other text moves it). The band's edge is a prediction interval for one more of them, its level shared by the "
-        f"counted auditors (5% together). n = {n} facts or texts an auditor, seed {report.seed}. Arrowheads: beyond "
-        "the axis."
+        f"{plural(len(rows), 'auditor')}, {counted} of them counted; {plural(len(report.golds), 'twin')}{some}: "
+        "subjects that never existed, asked of the original (for what must stay: the original, moved as a moment's "
+        "tuning on other text moves it). The band's edge is a prediction interval for one more of them, its level "
+        f"shared by the counted auditors (5% together). n = {n} facts or texts an auditor, seed {report.seed}. "
+        "Arrowheads: beyond the axis."
     )
     if aucs:
         caption += " AUC: how well the auditor parts facts planted into the model from facts never planted."
