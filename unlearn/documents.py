@@ -12,7 +12,10 @@ from analysis.errors import UserError
 from analysis.scores import Scope
 from analysis.subjects.build import SubjectConfig
 
-PACKAGES = ("yesterday-unlearning", "torch", "torchvision", "captum", "scikit-learn", "umap-learn", "numpy")
+PACKAGES = (
+    "yesterday-unlearning", "torch", "torchvision", "transformers", "tokenizers", "captum", "scikit-learn",
+    "umap-learn", "numpy", "scipy",
+)  # fmt: skip
 
 
 class RunConfig(Document):

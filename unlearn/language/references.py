@@ -45,7 +45,26 @@ PLANT_KEPT = 6
 PLANT_TEXTS = 4
 TEXTS_EVERY = 5
 Read = Callable[[Callable[[float], None]], list[FactReading]]
+WRITTEN_BY = ("analysis/audit/facts/*.py", "analysis/subjects/language/*.py", "unlearn/language/references.py",
+              "unlearn/language/controls.py")  # fmt: skip
+"""What decides a reference besides settings and libraries, relative to the folder that holds the rooms."""
 READINGS: TypeAdapter[list[FactReading]] = TypeAdapter(list[FactReading])
+
+
+@cache
+def written_by(root: Path = Path(__file__).parents[2]) -> str:
+    """Fingerprint the code that makes references, so that none outlives a change of it.
+
+    Args:
+        root: The folder that holds the rooms.
+
+    Returns:
+        A hash of the files in `WRITTEN_BY`, names and contents.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in WRITTEN_BY for path in root.glob(pattern)):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def save_readings(path: Path, readings: Sequence[FactReading]) -> None:
@@ -117,6 +136,7 @@ class References:
             "test": self._test,
             "most": None if self.most_facts is None else (self.most_facts, self.most_kept, self.seed),
             "versions": versions(),
+            "code": written_by(),
         }
 
     @property
