@@ -18,7 +18,8 @@ from analysis.subjects.checkpoints import read_weights
 
 State = Mapping[str, torch.Tensor]
 
-VERSION = "1"
+VERSION = "2"
+NARROW = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 def _rows(tensor: torch.Tensor) -> torch.Tensor:
@@ -190,12 +191,14 @@ class Edit:
     def save(self, path: Path) -> None:
         """Write the edit as safetensors: three tensors for each changed one, fingerprints in the header.
 
+        Positions are written as the gaps between them, which fit into fewer bytes.
+
         Args:
             path: Where to.
         """
         tensors: dict[str, torch.Tensor] = {}
         for name, change in self.changes.items():
-            tensors |= {f"indices/{name}": change.indices, f"old/{name}": change.old, f"new/{name}": change.new}
+            tensors |= {f"gaps/{name}": _gaps(change.indices), f"old/{name}": change.old, f"new/{name}": change.new}
         header = {"kind": "edit", "version": VERSION, "base": self.base, "result": self.result}
         save_tensors(path, tensors, header | {"total": str(self.total)})
 
@@ -218,11 +221,14 @@ class Edit:
         if header.get("version") != VERSION:
             raise UserError(f"{path} is an edit of format {header.get('version')}, not {VERSION}; make it again.")
         try:
-            names = [name.removeprefix("indices/") for name in tensors if name.startswith("indices/")]
-            changes = {n: Change(tensors[f"indices/{n}"], tensors[f"old/{n}"], tensors[f"new/{n}"]) for n in names}
+            names = [name.removeprefix("gaps/") for name in tensors if name.startswith("gaps/")]
+            changes = {
+                n: Change(tensors[f"gaps/{n}"].long().cumsum(0), tensors[f"old/{n}"], tensors[f"new/{n}"])
+                for n in names
+            }
             whole = len(tensors) == 3 * len(names) and all(
-                c.indices.dtype == torch.int64 and c.indices.shape == c.old.shape == c.new.shape
-                for c in changes.values()
+                tensors[f"gaps/{n}"].dtype in NARROW and c.indices.shape == c.old.shape == c.new.shape
+                for n, c in changes.items()
             )
             edit = Edit(changes, header["base"], header["result"], int(header["total"]))
         except (KeyError, ValueError) as error:
@@ -230,6 +236,12 @@ class Edit:
         if not whole:
             raise UserError(f"{path} is a damaged edit; make or fetch it again.")
         return edit
+
+
+def _gaps(indices: torch.Tensor) -> torch.Tensor:
+    # The first position and the distances from each to the next, in the narrowest type that holds them.
+    gaps = indices.diff(prepend=indices.new_zeros(1))
+    return gaps.to(next(kind for kind in NARROW if int(gaps.max()) <= torch.iinfo(kind).max))
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -210,13 +210,26 @@ def test_other_files_are_no_edits(files):
         Edit.load(folder / "model.safetensors")
     with pytest.raises(UserError, match="no file"):
         Edit.load(folder / "missing.safetensors")
-    header = {"kind": "edit", "version": "1", "base": "x", "result": "y", "total": "1"}
-    save_tensors(folder / "half.safetensors", {"indices/w": torch.tensor([0])}, header)
+    header = {"kind": "edit", "version": "2", "base": "x", "result": "y", "total": "1"}
+    save_tensors(folder / "half.safetensors", {"gaps/w": torch.tensor([0])}, header)
     with pytest.raises(UserError, match="damaged edit"):
         Edit.load(folder / "half.safetensors")
-    save_tensors(folder / "later.safetensors", {}, {**header, "version": "2"})
-    with pytest.raises(UserError, match="format 2"):
+    save_tensors(folder / "later.safetensors", {}, {**header, "version": "3"})
+    with pytest.raises(UserError, match="format 3"):
         Edit.load(folder / "later.safetensors")
+
+
+@pytest.mark.parametrize(("step", "width"), [(1, 1), (300, 2), (40_000, 4)])
+def test_positions_are_written_in_few_bytes(tmp_path, step, width):
+    before = {"w": torch.zeros(10 * step + 1)}
+    after = {"w": before["w"].clone()}
+    after["w"][::step] = 1.0
+    edit = Edit.between(before, after)
+    edit.save(tmp_path / "edit.safetensors")
+    assert load_file(str(tmp_path / "edit.safetensors"))["gaps/w"].element_size() == width
+    again = Edit.load(tmp_path / "edit.safetensors").changes["w"].indices
+    assert again.dtype == torch.int64
+    assert again.tolist() == list(range(0, 10 * step + 1, step))
 
 
 def test_a_plain_state_dict_is_read_and_becomes_safetensors(files):
