@@ -161,7 +161,9 @@ def test_compare_sets_methods_beside_references(tmp_path: Path, capsys: pytest.C
 def test_layer_scope_ranks_every_layer_by_itself(finished: Path, tmp_path: Path) -> None:
     layered = tmp_path / "layered"
     shutil.copytree(finished, layered)
-    assert call("locate", "digit-6", *QUICK, "--scope", "layer", "--out", layered, "--quiet") == 0
+    assert (
+        call("locate", "digit-6", "--epochs", 2, "--threads", 1, "--scope", "layer", "--out", layered, "--quiet") == 0
+    )
     masks = [load_file(folder / "mask.safetensors") for folder in (finished, layered)]
     shares = [[float(bits.float().mean()) for bits in mask.values() if bits.dim() == 2] for mask in masks]
     assert shares[1] == pytest.approx([0.05] * 3, abs=0.002)

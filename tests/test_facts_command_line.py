@@ -245,7 +245,7 @@ def test_methods_are_compared_with_controls(
         "neuron-ablation",
     }
     assert rows["neuron-ablation", "5% gradient-ratio"]["changed"] == pytest.approx(0.05, rel=0.02)
-    assert {("gradient-ascent", "5% at random"), ("gradient-ascent", "5% in block 0")} <= rows.keys()
+    assert {("simnpo", "5% at random"), ("simnpo", "5% in block 0")} <= rows.keys()
     assert "| simnpo | all |" in (tmp_path / "table" / "comparison.md").read_text()
     assert (tmp_path / "table" / "figures" / "pareto.png").is_file()
 
