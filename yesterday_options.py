@@ -81,9 +81,9 @@ LOCATE_OPTIONS: dict[str, tuple[Any, Any]] = {
     "measure": (
         _option(
             str | None,
-            "What locates: gradient, weight-ig, fisher, fisher-true, fisher-ratio, unit-ig, patching-denoising, "
-            "patching-noising (classes); gradient, gradient-ratio, fisher, fisher-ratio, neuron-ig (facts); or none, "
-            "to allow every weight [fisher-ratio; gradient-ratio].",
+            "What locates: gradient, weight-ig, fisher, fisher-true, fisher-ratio, brain-damage, unit-ig, "
+            "patching-denoising, patching-noising (classes); gradient, gradient-ratio, fisher, fisher-ratio, neuron-ig "
+            "(facts); or none, to allow every weight [fisher-ratio; gradient-ratio].",
             "--locate",
             panel=EDIT,
         ),

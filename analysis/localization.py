@@ -18,7 +18,7 @@ from analysis.ablation import (
     equal_masks,
     watched_images,
 )
-from analysis.attribution.fisher import Kind, fisher_diagonal, fisher_ratio
+from analysis.attribution.fisher import Kind, brain_damage, fisher_diagonal, fisher_ratio
 from analysis.attribution.gradients import saliency, weight_integrated_gradients
 from analysis.attribution.integrated import unit_integrated_gradients
 from analysis.attribution.layers import unit_layers
@@ -37,6 +37,7 @@ MEASURES = (
     "fisher",
     "fisher-true",
     "fisher-ratio",
+    "brain-damage",
     "unit-ig",
     "patching-denoising",
     "patching-noising",
@@ -143,6 +144,7 @@ def _ways(model: nn.Module, subject: ClassSubject, forget: Split, retain: Split)
         "fisher": lambda: diagonal(True, "empirical"),
         "fisher-true": lambda: diagonal(True, "true"),
         "fisher-ratio": lambda: fisher_ratio(diagonal(True, "true"), diagonal(False, "true")),
+        "brain-damage": lambda: brain_damage(model, diagonal(True, "true")),
         "unit-ig": unit_ig,
         "patching-denoising": partial(patching, "denoising"),
         "patching-noising": partial(patching, "noising"),
@@ -164,6 +166,7 @@ def locate(
     - "gradient", "fisher", "fisher-true": of the cross-entropy on images to forget; never negative. They say what
       matters for these images, whether or not it matters for the others as well.
     - "fisher-ratio": the true Fisher on images to forget over that on images to keep; the only one that contrasts.
+    - "brain-damage": what deleting a weight would cost on images to forget: the true Fisher times the weight's square.
     - "weight-ig": magnitudes of the weights' shares in the forgotten class's logit, on the path from zero weights (a
       share is what a weight adds in comparison with its ablation). Unsigned, because weights that hold a logit
       down tell classes apart as well: magnitudes located better than signed shares in four of four trials.

@@ -1,6 +1,6 @@
 """Which weights and neurons carry a piece of knowledge; for any module and any scalar target."""
 
-from analysis.attribution.fisher import fisher_diagonal, fisher_diagonal_vmap, fisher_ratio
+from analysis.attribution.fisher import brain_damage, fisher_diagonal, fisher_diagonal_vmap, fisher_ratio
 from analysis.attribution.gradients import saliency, weight_integrated_gradients
 from analysis.attribution.integrated import pixel_integrated_gradients, pixel_residuals, unit_integrated_gradients
 from analysis.attribution.patching import activation_patching, matched_pairs
@@ -9,6 +9,7 @@ from analysis.attribution.targets import Target, cross_entropy, log_probability,
 __all__ = [
     "Target",
     "activation_patching",
+    "brain_damage",
     "cross_entropy",
     "fisher_diagonal",
     "fisher_diagonal_vmap",

@@ -230,3 +230,27 @@ def fisher_ratio(forget: Scores, retain: Scores, damping: float = 0.01) -> Score
     floor = max(floor, torch.finfo(torch.float32).tiny)
     values = {name: value / (retain.values[name] + floor) for name, value in forget.values.items()}
     return Scores(values, "parameter", "fisher-ratio", "1")
+
+
+def brain_damage(model: nn.Module, fisher: Scores) -> Scores:
+    """Rank weights by what deleting each would cost on the samples of a Fisher diagonal.
+
+    Optimal Brain Damage (LeCun, Denker and Solla 1990), eq. 5: h_kk * u_k^2 / 2, the second-order rise of the loss when
+    weight u_k is set to zero; the Fisher diagonal stands for the Hessian's, as is usual for log-likelihoods. Where
+    the Fisher alone says what matters, this also asks how much is there: a weight near zero holds nothing.
+
+    Args:
+        model: Whose weights; not changed.
+        fisher: Diagonal on the samples to forget, of the same model.
+
+    Returns:
+        Scores of kind "parameter" in nats, at least 0.
+
+    Raises:
+        UserError: The diagonal belongs to another model.
+    """
+    weights = dict(model.named_parameters())
+    if any(name not in weights or weights[name].shape != value.shape for name, value in fisher.values.items()):
+        raise UserError("The Fisher diagonal belongs to another model; compute it on this one.")
+    values = {name: value * weights[name].detach().square() / 2 for name, value in fisher.values.items()}
+    return Scores(values, "parameter", "brain-damage", "nats")

@@ -28,6 +28,7 @@ MEASURES = [
     "fisher",
     "fisher-true",
     "fisher-ratio",
+    "brain-damage",
     "unit-ig",
     "patching-denoising",
     "patching-noising",

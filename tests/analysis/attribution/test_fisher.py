@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from analysis.attribution.fisher import fisher_diagonal, fisher_diagonal_vmap, fisher_ratio
+from analysis.attribution.fisher import brain_damage, fisher_diagonal, fisher_diagonal_vmap, fisher_ratio
 from analysis.attribution.per_sample import Use, gradient
 from analysis.attribution.recording import plan
 from analysis.attribution.running import undisturbed
@@ -512,3 +512,29 @@ def test_ratio_refuses_other_models_and_no_damping():
         fisher_ratio(one, Scores({"a": torch.ones(4)}, "parameter", "fisher"))
     with pytest.raises(UserError, match="above 0"):
         fisher_ratio(one, one, damping=0.0)
+
+
+def test_brain_damage_is_the_second_order_cost_of_deleting_a_weight() -> None:
+    # Of logistic regression the true Fisher is the Hessian, exactly.
+    generator = torch.Generator().manual_seed(5)
+    inputs = torch.randn(40, 3, generator=generator, dtype=torch.float64)
+    model = nn.Linear(3, 2, dtype=torch.float64)
+    labels = torch.randint(2, (40,), generator=generator)
+    found = brain_damage(model, fisher_diagonal(model, inputs, labels, "true"))
+    assert (found.kind, found.measure, found.units) == ("parameter", "brain-damage", "nats")
+
+    def loss(weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(inputs @ weight.T + bias, labels)
+
+    weight, bias = model.weight.detach(), model.bias.detach()
+    hessian = torch.autograd.functional.hessian(loss, (weight, bias))
+    for which, (name, value) in enumerate((("weight", weight), ("bias", bias))):
+        diagonal = hessian[which][which].reshape(value.numel(), value.numel()).diagonal().view_as(value)
+        torch.testing.assert_close(found.values[name].to(value), diagonal * value.square() / 2)
+
+
+def test_brain_damage_of_another_model_is_refused() -> None:
+    small, large = nn.Linear(3, 2), nn.Linear(4, 2)
+    fisher = fisher_diagonal(small, torch.randn(5, 3), torch.tensor([0, 1, 0, 1, 1]), "true")
+    with pytest.raises(UserError, match="another model"):
+        brain_damage(large, fisher)
