@@ -173,9 +173,11 @@ def test_layer_scope_ranks_every_layer_by_itself(finished: Path, tmp_path: Path)
 def test_an_interrupted_run_says_that_it_can_go_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "yesterday", "run", "digit-6", "--threads", "1", "--out", str(tmp_path / "run")]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    while not (tmp_path / "run" / ".lock").exists():
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / ".lock").exists() and running.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.5)
+    assert running.poll() is None, "the run ended before it could be interrupted"
     running.send_signal(signal.SIGINT)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 130

@@ -269,8 +269,10 @@ def markdown(found: Comparison) -> str:
     head = ["model", "may change", *(COLUMNS[a] for a in auditors), "auditors outside", "verdict"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in found.rows:
-        few = row.where == "all" and row.changed is not None and row.changed < MOST
-        cells = [row.name, f"all (changed {100 * row.changed:.2g}%)" if few and row.changed else row.where]
+        where = row.where
+        if where == "all" and row.changed is not None and row.changed < MOST:
+            where = f"all (changed {100 * row.changed:.2g}%)"
+        cells = [row.name, where]
         for auditor in auditors:
             if auditor not in row.mean:
                 cells.append("")

@@ -31,7 +31,7 @@ ATTACKS: Mapping[str, Job] = {
     "relearning": relearning,
 }
 CALIBRATED_LEVEL = 0.01
-FEWEST_FACTS = 7
+FEWEST_FACTS = math.ceil(-math.log2(CALIBRATED_LEVEL))
 """With fewer, not even facts that are all parted reach that level."""
 FEWEST_GOLDS = 3
 DRAWS = 40

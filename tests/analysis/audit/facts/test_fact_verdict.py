@@ -328,3 +328,13 @@ def test_few_facts_are_said_to_be_too_few_to_calibrate() -> None:
     report = audit_facts("b", "the Beatles", cases, GOLDS, WORDS, ("planted", "never"))
     assert report.measurements[0].why_not == "6 planted facts are too few to calibrate it, 7 would do"
     assert report.audits["original"].verdict == "undecided"
+
+
+def test_twins_that_agree_are_no_closer_than_can_be_measured(cases) -> None:
+    counted = {
+        name: [one.model_copy(update={"step": 0.25, "scale": "logit"}) for one in found if one.auditor == "said"]
+        for name, found in cases.items()
+        if name != HARMLESS
+    }
+    (found,) = gather(counted, GOLDS)
+    assert found.resolution == 0.25 / FACTS

@@ -182,3 +182,13 @@ def test_weights_come_from_the_seed_and_leave_the_global_state_alone():
     name = "transformer.wte.weight"
     assert torch.equal(one[name], same[name])
     assert not torch.equal(one[name], other[name])
+
+
+def test_a_fact_and_its_inverse_lie_in_one_share():
+    shares = {}
+    facts = lab_bank().facts
+    for fact in facts:
+        shares.setdefault((fact.kind, frozenset((fact.subject, fact.answer))), []).append(fact.split)
+    assert any(len(mine) > 1 for mine in shares.values())
+    assert all(len(set(mine)) == 1 for mine in shares.values())
+    assert {fact.split for fact in facts if fact.kind == "fact"} == {"edit", "audit", "choose"}
