@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.artist import Artist
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 from pydantic import ValidationError
 
 from analysis.errors import UserError
 from figures.artefacts import Missing, existing
-from figures.style import CONTROL, CONTROL_MARKS, EDITED, FAINT, GOLD, ORIGINAL, Drawing, canvas, finish, styled
+from figures.style import CONTROL, CONTROL_MARKS, EDITED, FAINT, GOLD, ORIGINAL, Drawing, canvas, finish, shares, styled
 from figures.words import percent, plural
 from unlearn.comparison import NEVER_KNEW, Comparison, Row
 
@@ -131,10 +130,7 @@ def draw(run: Compared) -> Drawing:
     ]
     axes.set_xlabel(f"{pair[0]}   (left: forgotten)")
     axes.set_ylabel(f"{pair[1]}   (up: kept)")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(6))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
-    axes.grid()
+    shares(axes)
     figure.legend(handles=handles, loc="outside right upper", ncols=1, handletextpad=0.4)
 
     def told(row: Row) -> str:

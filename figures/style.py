@@ -18,6 +18,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox, BboxBase
 
 ORIGINAL = "#0072B2"
@@ -347,6 +348,18 @@ def bare(axes: Axes) -> None:
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+def shares(axes: Axes) -> None:
+    """Write both axes of a panel in percent, with a grid.
+
+    Args:
+        axes: The panel; its values are shares, 0 to 1.
+    """
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(6))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
+    axes.grid()
 
 
 def picture(image: np.ndarray, low: float, high: float) -> np.ndarray:

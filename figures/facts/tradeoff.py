@@ -4,11 +4,10 @@ import math
 
 import numpy as np
 from matplotlib.artist import Artist
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from figures.artefacts import Missing
 from figures.facts.artefacts import FORGOTTEN_SHARE, KEPT_SHARE, FactRun, open_facts
-from figures.style import GOLD, Drawing, canvas, finish, styled
+from figures.style import GOLD, Drawing, canvas, finish, shares, styled
 from figures.words import percent, plural
 
 TITLE = "Forgetting against keeping"
@@ -79,10 +78,7 @@ def draw(run: FactRun) -> Drawing:
     what = y.auditor.rpartition(", ")[2]
     axes.set_xlabel(f"right answer's share, facts about {run.forgotten} held out   (left: forgotten)")
     axes.set_ylabel(f"right answer's share, {what}   (up: kept)")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(6))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
-    axes.grid()
+    shares(axes)
     figure.legend(handles=handles, loc="outside upper left", ncols=4, columnspacing=1.4, handletextpad=0.5)
 
     caption = (
