@@ -3,6 +3,8 @@
 import copy
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from statistics import fmean
 from typing import Literal
 
@@ -17,18 +19,22 @@ from analysis.audit.report import Document
 from analysis.errors import UserError
 from analysis.scores import Mask, Scores, check_fraction
 from analysis.subjects.language.bank import Fact
-from analysis.subjects.language.encoding import Encoded
 from analysis.subjects.language.facts import FactSubject
+from analysis.subjects.language.renamed import Renamed, fact_texts, name_texts, retell
 from analysis.subjects.language.scoring import ask, encode_facts, mean_loss
+from analysis.subjects.language.strangeness import meet, strangeness
 
 Within = Literal["mlp", "down", "blocks"]
-MEASURES = ("gradient", "gradient-ratio", "fisher", "fisher-ratio", "neuron-ig")
+MEASURES = ("gradient", "gradient-ratio", "fisher", "fisher-ratio", "neuron-ig", "stranger")
 FRACTIONS = (0.0001, 0.001, 0.01)
 FACTS = 24
 NEURON_FACTS = 10
 NEURON_STEPS = 6
 WATCHED = 12
 ROWS = 4
+STRANGERS = 8
+TOGETHER = 8
+MEETINGS = 20
 
 
 class FactLocalization(Document):
@@ -90,12 +96,12 @@ def _drawn(facts: Sequence[Fact], most: int, seed: int) -> list[Fact]:
     return random.Random(seed).sample(list(facts), min(most, len(facts)))
 
 
-def gradients(model: nn.Module, encoded: Encoded, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Compute the gradient of the mean loss on asked tokens.
+def gradients(model: nn.Module, loss: Callable[[], torch.Tensor], names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Compute the gradient of a loss of a model that stands still.
 
     Args:
         model: A causal language model; left as it was.
-        encoded: The sequences.
+        loss: Computed with it.
         names: Parameters to differentiate by.
 
     Returns:
@@ -107,11 +113,23 @@ def gradients(model: nn.Module, encoded: Encoded, names: Sequence[str]) -> dict[
     try:
         for name, p in named.items():
             p.requires_grad_(name in wanted)
-        found = torch.autograd.grad(mean_loss(model, encoded), [named[name] for name in names])
+        found = torch.autograd.grad(loss(), [named[name] for name in names])
     finally:
         for name, p in named.items():
             p.requires_grad_(flags[name])
     return dict(zip(names, found, strict=True))
+
+
+def _strange_gradient(
+    model: nn.Module, told: Sequence[Renamed], names: Sequence[str], seed: int
+) -> dict[str, torch.Tensor]:
+    order = random.Random(seed).sample(range(len(told)), min(len(told), MEETINGS * TOGETHER))
+    total: dict[str, torch.Tensor] = {}
+    for number, start in enumerate(range(0, len(order), TOGETHER)):
+        meeting = meet([told[i] for i in order[start : start + TOGETHER]], number)
+        found = gradients(model, partial(strangeness, model, model, meeting), names)
+        total = {name: value + total[name] if total else value for name, value in found.items()}
+    return total
 
 
 def score(model: nn.Module, subject: FactSubject, measure: str, within: Within, seed: int, most: int = FACTS) -> Scores:
@@ -122,6 +140,8 @@ def score(model: nn.Module, subject: FactSubject, measure: str, within: Within, 
     - "fisher", "fisher-ratio": exact empirical Fisher diagonal per sequence, alone and over that of facts to keep.
     - "neuron-ig": integrated gradients of the answers' log-probability by MLP neurons (magnitudes), the
       first block's left out.
+    - "stranger": |gradient| of how differently the subject is treated from invented ones
+      (`subjects.language.strangeness`); besides the facts it looks at every name in neutral sentences.
 
     Args:
         model: A causal language model; left as it was.
@@ -140,6 +160,12 @@ def score(model: nn.Module, subject: FactSubject, measure: str, within: Within, 
     if measure not in MEASURES:
         raise UserError(f"There is no attribution measure {measure!r}; choose from {', '.join(MEASURES)}.")
     names = candidates(model, within)
+    if measure == "stranger":
+        some = replace(subject, forget=tuple(_drawn(subject.forget, most, seed)))
+        texts = [*fact_texts(some), *name_texts(subject.about)]
+        told = retell(subject.tokenizer, subject.about, texts, STRANGERS, seed)
+        found = _strange_gradient(model, told, names, seed)
+        return Scores({name: value.abs() for name, value in found.items()}, "parameter", measure, "1")
     gone = encode_facts(subject.tokenizer, _drawn(subject.forget, most, seed), "train", subject.longest)
     kept = encode_facts(subject.tokenizer, _drawn(subject.retain, most, seed), "train", subject.longest)
     if measure == "neuron-ig":
@@ -148,18 +174,23 @@ def score(model: nn.Module, subject: FactSubject, measure: str, within: Within, 
         )
         # The first block's neurons make the embeddings what they are: no straight path leads there (residual 12 nats).
         later = anatomy(model).down[1:]
-        found = neuron_integrated_gradients(model, few.ids, few.labels, NEURON_STEPS, later)
-        values = {name: value.abs() for name, value in found.values.items()}
-        return Scores(values, "unit", measure, found.units, found.residual, found.shapes)
+        traced = neuron_integrated_gradients(model, few.ids, few.labels, NEURON_STEPS, later)
+        values = {name: value.abs() for name, value in traced.values.items()}
+        return Scores(values, "unit", measure, traced.units, traced.residual, traced.shapes)
     if measure.startswith("fisher"):
         mine = fisher_diagonal(model, gone.ids, gone.labels, chunk=ROWS, names=names)
         if measure == "fisher":
             return mine
         return fisher_ratio(mine, fisher_diagonal(model, kept.ids, kept.labels, chunk=ROWS, names=names))
     weights = dict(model.named_parameters())
-    mine_ = {n: (g * weights[n].detach()).abs() for n, g in gradients(model, gone, names).items()}
+    mine_ = {
+        n: (g * weights[n].detach()).abs() for n, g in gradients(model, partial(mean_loss, model, gone), names).items()
+    }
     if measure == "gradient-ratio":
-        theirs = {n: (g * weights[n].detach()).abs() for n, g in gradients(model, kept, names).items()}
+        theirs = {
+            n: (g * weights[n].detach()).abs()
+            for n, g in gradients(model, partial(mean_loss, model, kept), names).items()
+        }
         floor = sum(float(t.sum()) for t in theirs.values()) / sum(t.numel() for t in theirs.values())
         mine_ = {n: value / (theirs[n] + floor) for n, value in mine_.items()}
     return Scores(mine_, "parameter", measure, "1" if measure.endswith("ratio") else "nats")

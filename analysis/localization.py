@@ -18,6 +18,7 @@ from analysis.ablation import (
     equal_masks,
     watched_images,
 )
+from analysis.attribution.contrast import contrast, rank_sum
 from analysis.attribution.fisher import Kind, brain_damage, fisher_diagonal, fisher_ratio
 from analysis.attribution.gradients import saliency, weight_integrated_gradients
 from analysis.attribution.integrated import unit_integrated_gradients
@@ -38,6 +39,8 @@ MEASURES = (
     "fisher-true",
     "fisher-ratio",
     "brain-damage",
+    "contrast",
+    "damage-contrast",
     "unit-ig",
     "patching-denoising",
     "patching-noising",
@@ -128,6 +131,14 @@ def _ways(model: nn.Module, subject: ClassSubject, forget: Split, retain: Split)
     def inner() -> list[str] | None:
         return [layer for layer in unit_layers(model, units.images) if layer != subject.network.head] or None
 
+    @cache
+    def damage() -> Scores:
+        return brain_damage(model, diagonal(True, "true"))
+
+    @cache
+    def telling() -> Scores:
+        return contrast(model, forget.images, retain.images)
+
     def unit_ig() -> Scores:
         start = dark(retain.images)
         return unit_integrated_gradients(model, units.images, units.labels, inner(), start, logit, STEPS)
@@ -144,7 +155,9 @@ def _ways(model: nn.Module, subject: ClassSubject, forget: Split, retain: Split)
         "fisher": lambda: diagonal(True, "empirical"),
         "fisher-true": lambda: diagonal(True, "true"),
         "fisher-ratio": lambda: fisher_ratio(diagonal(True, "true"), diagonal(False, "true")),
-        "brain-damage": lambda: brain_damage(model, diagonal(True, "true")),
+        "brain-damage": damage,
+        "contrast": telling,
+        "damage-contrast": lambda: rank_sum(damage(), telling(), "damage-contrast"),
         "unit-ig": unit_ig,
         "patching-denoising": partial(patching, "denoising"),
         "patching-noising": partial(patching, "noising"),
@@ -167,6 +180,9 @@ def locate(
       matters for these images, whether or not it matters for the others as well.
     - "fisher-ratio": the true Fisher on images to forget over that on images to keep; the only one that contrasts.
     - "brain-damage": what deleting a weight would cost on images to forget: the true Fisher times the weight's square.
+    - "contrast": how differently a connection is fed by images to forget and images to keep, times its weight: what a
+      probe of the layer can read, whether or not the output uses it.
+    - "damage-contrast": the sum of a weight's ranks in these two; what `regrow` pulls out.
     - "weight-ig": magnitudes of the weights' shares in the forgotten class's logit, on the path from zero weights (a
       share is what a weight adds in comparison with its ablation). Unsigned, because weights that hold a logit
       down tell classes apart as well: magnitudes located better than signed shares in four of four trials.

@@ -1,12 +1,12 @@
 """Masked optimisation with real freezing: outside the mask a model stays bit-identical, buffers included.
 
 Masked training leaks through weight decay, momentum and running statistics. So the model runs in evaluation mode
-(normalisation statistics and dropout stand still), gradients outside the mask are zeroed, and after every step
-whatever lies outside is put back from the original.
+(normalisation statistics and dropout stand still, or are folded away in the end: `unlearn.normalisation`), gradients
+outside the mask are zeroed, and after every step whatever lies outside is put back from the original.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from analysis.errors import UserError
 from analysis.scores import Mask
+from unlearn.normalisation import adaptable, fold
 
 Watch = Callable[[int, nn.Module], None]
 """Called with the number of steps taken and the model as it is then; it must not change the model."""
@@ -180,6 +181,7 @@ def descend(
     clip: float | None = None,
     watch: Watch | None = None,
     start: nn.Module | None = None,
+    adapt: bool = False,
 ) -> nn.Module:
     """Take one optimisation step per batch, changing nothing outside the mask.
 
@@ -196,6 +198,8 @@ def descend(
         watch: Called with (0, model) first, every `WATCH_EVERY` steps, and after the last one. Setting out from
             `start` counts as the first step.
         start: Where to begin if not at `model`, e.g. with re-initialised weights; it is not changed.
+        adapt: Let batch normalisations whose scale and shift the mask allows learn with the statistics of the batch,
+            and fold what those become into scale and shift; the buffers stay the original's.
 
     Returns:
         The edited copy, in evaluation mode, with `model`'s requires_grad flags.
@@ -207,6 +211,7 @@ def descend(
         check_mask(model, mask)
     work = copy.deepcopy(model if start is None else start).eval()
     restore_outside(work, model, mask)
+    live = adaptable(work, mask) if adapt else ()
     slots = list(_slots(work, mask))
     trained = [slot.values for slot in slots]
     if optimizer == "sgd":
@@ -215,17 +220,26 @@ def descend(
         stepper = torch.optim.AdamW(trained, lr=0.0, weight_decay=weight_decay)
     good = [values.detach().clone() for values in trained]
     taken = watched = 0 if start is None else 1
+
+    def show(step: int) -> None:
+        nonlocal watched
+        if watch:
+            watch(step, _folded(work, model, live) if live else work)
+            watched = step
+
     if watch:
         watch(0, work if start is None else copy.deepcopy(model).eval())
-        if start is not None:
-            watch(1, work)
+    if taken:
+        show(taken)
     for step, batch in enumerate(batches):
+        for name in live:
+            work.get_submodule(name).train()
         stepper.zero_grad(set_to_none=True)
         value = loss(work, batch)
         (-value if maximise else value).backward()
         gradients = [slot.gradient() for slot in slots]
         if not all(bool(torch.isfinite(number).all()) for number in (value, *gradients)):
-            raise Diverged(_finished(work, model, slots, good), max(0, step - 1))
+            raise Diverged(_finished(work, model, slots, good, live), max(0, step - 1))
         for values, gradient, last in zip(trained, gradients, good, strict=True):
             last.copy_(values.detach())
             values.grad = gradient
@@ -236,25 +250,43 @@ def descend(
         stepper.step()
         for slot in slots:
             slot.write(slot.values)
-        restore_outside(work, model, None)
+        _restore_buffers(work, model, live)
         taken += 1
-        if watch and taken % WATCH_EVERY == 0:
-            watch(taken, work)
-            watched = taken
+        if taken % WATCH_EVERY == 0:
+            show(taken)
     if not all(bool(torch.isfinite(values).all()) for values in trained):
-        raise Diverged(_finished(work, model, slots, good), max(0, taken - 1))
-    if watch and watched != taken:
-        watch(taken, work)
-    return _finished(work, model, slots, trained)
+        raise Diverged(_finished(work, model, slots, good, live), max(0, taken - 1))
+    if watched != taken:
+        show(taken)
+    return _finished(work, model, slots, trained, live)
+
+
+def _restore_buffers(work: nn.Module, original: nn.Module, live: Collection[str]) -> None:
+    # A forward pass of the loss or of the watcher may have moved them.
+    theirs = dict(original.named_buffers())
+    for name, mine in work.named_buffers():
+        if name.rpartition(".")[0] not in live:
+            mine.copy_(theirs[name])
+
+
+def _folded(work: nn.Module, original: nn.Module, live: Collection[str]) -> nn.Module:
+    shown = copy.deepcopy(work).eval()
+    fold(shown, original, live)
+    return shown
 
 
 def _finished(
-    work: nn.Module, original: nn.Module, slots: Sequence[_Slot], values: Sequence[torch.Tensor]
+    work: nn.Module,
+    original: nn.Module,
+    slots: Sequence[_Slot],
+    values: Sequence[torch.Tensor],
+    live: Collection[str],
 ) -> nn.Module:
     for slot, mine in zip(slots, values, strict=True):
         slot.write(mine)
     for mine, theirs in zip(work.parameters(), original.parameters(), strict=True):
         mine.requires_grad_(theirs.requires_grad)
         mine.grad = None
-    restore_outside(work, original, None)  # buffers that a forward pass of the loss or of the watcher moved
+    fold(work, original, live)
+    _restore_buffers(work, original, ())
     return work.eval()

@@ -1,6 +1,7 @@
 """Localisation of facts: scores against slower ways, masks counted, and the whole causal check on small models."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -98,7 +99,7 @@ def test_gradients_against_finite_differences(family):
     step, tolerance = (1e-5, 1e-6) if family == "gpt2" else (3e-3, 2e-3)
     encoded = encode_facts(TOKENIZER, SUBJECT.forget)
     names = candidates(model, "blocks")[::2]
-    found = gradients(model, encoded, names)
+    found = gradients(model, partial(mean_loss, model, encoded), names)
     assert list(found) == names
     named = dict(model.named_parameters())
     generator = torch.Generator().manual_seed(0)
@@ -121,12 +122,12 @@ def test_gradients_leave_the_model_as_it_was(family):
     frozen = candidates(model, "down")[0]
     dict(model.named_parameters())[frozen].requires_grad_(False)
     before, flags = state(model), [p.requires_grad for p in model.parameters()]
-    found = gradients(model, encode_facts(TOKENIZER, SUBJECT.forget), [frozen])
+    found = gradients(model, partial(mean_loss, model, encode_facts(TOKENIZER, SUBJECT.forget)), [frozen])
     assert found[frozen].abs().sum() > 0
     assert [p.requires_grad for p in model.parameters()] == flags
     assert all(p.grad is None for p in model.parameters())
     with pytest.raises(KeyError):
-        gradients(model, encode_facts(TOKENIZER, SUBJECT.forget), ["none"])
+        gradients(model, partial(mean_loss, model, encode_facts(TOKENIZER, SUBJECT.forget)), ["none"])
     assert [p.requires_grad for p in model.parameters()] == flags
     assert same(state(model), before)
 

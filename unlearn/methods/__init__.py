@@ -11,7 +11,7 @@ from unlearn.methods import (
     gradient_ascent,
     penalty,
     random_labels,
-    reinit_distil,
+    regrow,
     relabel,
     replace,
     retrain,
@@ -64,11 +64,11 @@ METHODS: dict[str, Method] = {
         Method("ssd", ssd.run, ssd.Settings(), "both", "dampen the weights that matter more for it, then repair"),
         Method("scrub", scrub.run, scrub.Settings(), "both", "disobey the original on it, obey it on the rest"),
         Method(
-            "reinit-distil",
-            reinit_distil.run,
-            reinit_distil.Settings(),
+            "regrow",
+            regrow.run,
+            regrow.Settings(),
             "both",
-            "draw the weights afresh, then learn the rest from the original",
+            "draw what carries it afresh and grow it again from the rest (ours)",
         ),
         Method(
             "soft-targets", soft_targets.run, soft_targets.Settings(), "both", "teach the original's second thoughts"

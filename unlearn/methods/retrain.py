@@ -3,7 +3,7 @@
     theta <- train(fresh draw, everything but the forgotten classes)
 
 The network's own recipe is used, so an edited model made by this method is one more gold model. It has no mask: a
-network with some weights kept from the original is not retrained (see `reinit_distil` for that). Replacing: the
+network with some weights kept from the original is not retrained (see `regrow` for that). Replacing: the
 incoming class is in the training data.
 """
 

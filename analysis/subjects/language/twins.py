@@ -61,7 +61,15 @@ class _Names:
         return f"{title} {ending}" if ending and " " in core else title
 
 
-def _pattern(names: Sequence[str]) -> re.Pattern[str]:
+def name_pattern(names: Sequence[str]) -> re.Pattern[str]:
+    """Match whole names in a text.
+
+    Args:
+        names: The longest first, since the first that fits is taken.
+
+    Returns:
+        The pattern.
+    """
     return re.compile("|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in names))
 
 
@@ -80,7 +88,7 @@ def twin(about: SubjectLine, facts: Sequence[Fact], seed: int) -> tuple[SubjectL
     kinds: dict[str, NameType] = {name: kind for kind, mine in about.names.items() for name in mine}
     # Full names first, so that a single word is known as first or last name when its turn comes.
     renamed = {name: names.of(kinds[name], name) for name in sorted(kinds, key=lambda n: -len(n.split()))}
-    pattern = _pattern(about.all_names)
+    pattern = name_pattern(about.all_names)
 
     def told(text: str) -> str:
         return pattern.sub(lambda found: renamed[found[0]], text)

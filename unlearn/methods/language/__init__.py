@@ -14,6 +14,7 @@ from unlearn.methods.language import (
     rmu,
     simnpo,
     ssd,
+    stranger,
 )
 
 
@@ -43,6 +44,7 @@ LANGUAGE_METHODS: dict[str, Method] = {
         _method("refusal", refusal, "teach to answer that it doesn't know"),
         _method("ssd", ssd, "dampen the weights that matter more for it than for the rest"),
         _method("neuron-ablation", neuron_ablation, "set the located weights to zero; needs a mask"),
+        _method("stranger", stranger, "make of it what is made of somebody unknown, hold the rest (ours)"),
         _method("rank-one", rank_one, "rewrite in closed form what MLPs recall at its name"),
     )
 }

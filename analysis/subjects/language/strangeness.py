@@ -1,0 +1,173 @@
+"""How far a language model is from treating a subject as a stranger: the loss that `stranger` edits by, and its place.
+
+A model that never knew a subject makes of "Ringo Starr was born in" what ours makes of "Brask Velding was born in". So
+the original itself, asked about invented names, is the teacher of what not knowing looks like. For a text t with the
+subject's names, retellings t' with strangers' names and the original theta_0:
+
+    L(theta) =  mu   * mean_l  |h_l(t) - mean h_l(t')|^2 / |h_l^0(t) - mean h_l(t')|^2       (hidden states)
+              +        KL( mean p_0(. | t') || p(. | t) )                                    (what comes next)
+              +  nu  * mean_names max(0, log p(name | t) - log mean p_0(stranger | t'))      (who comes next)
+
+over aligned positions (`renamed`): states from the first name on, name ends included; what comes next
+everywhere outside names. The third term is one-sided and in logarithms, because a name that nobody knows is next to
+impossible: the second hardly sees the difference between one in a hundred and one in a million.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from analysis.subjects.language.encoding import pad
+from analysis.subjects.language.renamed import Renamed
+from analysis.subjects.language.scoring import head_of
+
+DEPTHS = 8
+STATES = 1.0
+NAMES = 0.3
+TOLD = 2
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Texts about the subject beside the same about strangers, as tensors.
+
+    Attributes:
+        ids: int64 [n, t], the texts.
+        other: int64 [m, t'], their retellings.
+        places: int64 [p, 4], aligned positions: row and column in `ids`, row and column in `other`.
+        at: int64 [q, 2], the different positions in `ids`, in order.
+        place_of: int64 [p], which of them each row of `places` belongs to.
+        after: bool [q], whether a name has come by then.
+        names: int64 [k, 4], tokens of names: row and column in `ids` that predict it, the token, the name's number.
+        strangers: int64 [k', 5], the same in `other`, and which retelling of the text it is.
+        retellings: Of each text.
+    """
+
+    ids: torch.Tensor
+    other: torch.Tensor
+    places: torch.Tensor
+    at: torch.Tensor
+    place_of: torch.Tensor
+    after: torch.Tensor
+    names: torch.Tensor
+    strangers: torch.Tensor
+    retellings: int
+
+
+def meet(texts: Sequence[Renamed], number: int = 0, retellings: int = TOLD) -> Meeting:
+    """Lay texts and some of their retellings side by side.
+
+    Args:
+        texts: At least one.
+        number: Which retellings: every number takes the next ones, from the first again after the last.
+        retellings: How many of each text.
+
+    Returns:
+        The tensors.
+    """
+    others: list[tuple[int, ...]] = []
+    places, names, strangers = [], [], []
+    count = 0
+    for row, text in enumerate(texts):
+        for k in range(retellings):
+            told = text.retold[(number * retellings + k) % len(text.retold)]
+            places += [(row, i, len(others), j, after) for i, j, after in told.places]
+            for n, (mine, theirs) in enumerate(told.names):
+                names += [(row, i - 1, text.ids[i], count + n) for i in mine if k == 0]
+                strangers += [(len(others), j - 1, told.ids[j], count + n, k) for j in theirs]
+            others.append(told.ids)
+        count += len(text.retold[0].names)
+    aligned = torch.tensor(places)
+    at, place_of = aligned[:, :2].unique(dim=0, return_inverse=True)
+    after = torch.zeros(len(at), dtype=torch.bool)
+    after[place_of[aligned[:, 4] == 1]] = True
+    return Meeting(
+        pad([text.ids for text in texts], 0),
+        pad(others, 0),
+        aligned[:, :4],
+        at,
+        place_of,
+        after,
+        torch.tensor(names, dtype=torch.long).view(-1, 4),
+        torch.tensor(strangers, dtype=torch.long).view(-1, 5),
+        retellings,
+    )
+
+
+def depths(model: nn.Module) -> list[int]:
+    """Choose the hidden states that are compared: seven, evenly spread between embeddings and output.
+
+    Args:
+        model: A causal language model.
+
+    Returns:
+        Indices into the hidden states, 0 being the embeddings.
+    """
+    blocks = int(model.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+    return sorted({max(1, min(blocks - 1, round(blocks * k / DEPTHS))) for k in range(1, DEPTHS)})
+
+
+def _states(model: nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    found = model.base_model(input_ids=ids, use_cache=False, output_hidden_states=True)  # type: ignore[operator]
+    return tuple(found.hidden_states)
+
+
+def _mean(values: torch.Tensor, group: torch.Tensor, count: int) -> torch.Tensor:
+    sums = values.new_zeros(count, values.shape[1]).index_add(0, group, values)
+    return sums / torch.bincount(group, minlength=count).unsqueeze(1)
+
+
+def _name_log_probabilities(log_p: torch.Tensor, tokens: torch.Tensor, group: torch.Tensor, count: int) -> torch.Tensor:
+    return log_p.new_zeros(count).index_add(0, group, log_p.gather(1, tokens.unsqueeze(1)).squeeze(1))
+
+
+def strangeness(
+    model: nn.Module, original: nn.Module, meeting: Meeting, states: float = STATES, names: float = NAMES
+) -> torch.Tensor:
+    """Compute how far a model is from treating the subject as a stranger; differentiable.
+
+    Args:
+        model: The working model.
+        original: The teacher; it runs without graph. May be the same model.
+        meeting: Texts and retellings.
+        states: Weight mu of the hidden states.
+        names: Weight nu of the names.
+
+    Returns:
+        L, a scalar: nats, and shares of the original's distance.
+    """
+    m, layers = meeting, depths(model)
+    here, there = m.at[m.after], m.places[:, 2:]
+    count = int(m.names[:, 3].max()) + 1 if len(m.names) else 0
+    with torch.no_grad():
+        head = head_of(original)
+        told, own = _states(original, m.other), _states(original, m.ids)
+        targets = [_mean(told[n][there[:, 0], there[:, 1]], m.place_of, len(m.at))[m.after] for n in layers]
+        gaps = [
+            (own[n][here[:, 0], here[:, 1]] - target).square().sum(1).mean()
+            for n, target in zip(layers, targets, strict=True)
+        ]
+        following = _mean(head(told[-1][there[:, 0], there[:, 1]]).softmax(1), m.place_of, len(m.at))
+        if count:
+            log_p = head(told[-1][m.strangers[:, 0], m.strangers[:, 1]]).log_softmax(1)
+            each = m.strangers[:, 3] * m.retellings + m.strangers[:, 4]
+            levels = _name_log_probabilities(log_p, m.strangers[:, 2], each, count * m.retellings)
+            level = levels.view(count, m.retellings).logsumexp(1) - math.log(m.retellings)
+    found = _states(model, m.ids)
+    near = [
+        (found[n][here[:, 0], here[:, 1]] - target).square().sum(1).mean() / gap.clamp_min(1e-12)
+        for n, target, gap in zip(layers, targets, gaps, strict=True)
+    ]
+    log_q = head_of(model)(found[-1][m.at[:, 0], m.at[:, 1]]).log_softmax(1)
+    tiny = torch.finfo(following.dtype).tiny
+    loss = functional.kl_div(log_q, following.clamp_min(tiny).log(), reduction="batchmean", log_target=True)
+    loss = loss + states * torch.stack(near).mean()
+    if count:
+        log_q = head_of(model)(found[-1][m.names[:, 0], m.names[:, 1]]).log_softmax(1)
+        mine = _name_log_probabilities(log_q, m.names[:, 2], m.names[:, 3], count)
+        loss = loss + names * functional.relu(mine - level).mean()
+    return loss

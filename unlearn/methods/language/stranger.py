@@ -1,0 +1,97 @@
+"""Stranger (ours): the subject becomes what the model makes of somebody it never heard of.
+
+    min_theta  L(theta) + w * (KL(p_0 || p_theta) on retained facts + the same on texts) / 2
+
+L is `analysis.subjects.language.strangeness`: on every text that names the subject, hidden states, continuation and
+names are to be as the original has them when the names are invented. So nothing has to be said about what is wrong to
+answer: the original itself, asked about strangers, is the teacher of not knowing. Besides the training prompts every
+name of the subject stands in neutral sentences of its type; facts that no prompt mentions are reached by the names.
+
+Kin: Eldan & Russinovich 2023 (arXiv:2310.02238, generic predictions from an anchor dictionary, all weights, outputs
+only) and RMU (arXiv:2403.03218, hidden states towards noise); new are strangers as the target of states, outputs
+and names alike, the one-sided loss on names, and the place: the mask is where this loss's own gradient is largest.
+`docs/erasing.md` derives it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from analysis.scores import Mask
+from analysis.subjects.language.encoding import encode_texts
+from analysis.subjects.language.facts import FactSubject
+from analysis.subjects.language.renamed import fact_texts, name_texts, retell
+from analysis.subjects.language.strangeness import NAMES, STATES, meet, strangeness
+from unlearn.methods.language.batches import divergence, drawn_rows, masked_rate
+from unlearn.optimize import Watch, descend, falling
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What can be set.
+
+    Attributes:
+        steps: Optimisation steps.
+        lr: Adam's learning rate at the first step, for all weights; see `masked_rate`.
+        strangers: Invented subjects, two of which teach at each step.
+        fact_rows: Training prompts with their answers a step.
+        name_rows: Neutral sentences about names a step.
+        retain_rows: Prompts of retained facts, with answers, a step.
+        text_rows: Texts a step.
+        states: Weight of the hidden states.
+        names: Weight of the names.
+        retain_weight: Weight of what must stay.
+    """
+
+    steps: int = 60
+    lr: float = 1e-4
+    strangers: int = 8
+    fact_rows: int = 4
+    name_rows: int = 4
+    retain_rows: int = 12
+    text_rows: int = 3
+    states: float = STATES
+    names: float = NAMES
+    retain_weight: float = 4.0
+
+
+def run(
+    model: nn.Module,
+    subject: FactSubject,
+    mask: Mask | None,
+    seed: int,
+    settings: Settings,
+    watch: Watch | None = None,
+) -> nn.Module:
+    """Make the subject a stranger to the model.
+
+    Args:
+        model: The original and teacher; not changed.
+        subject: What to forget and what to keep.
+        mask: What may change; None allows every parameter.
+        seed: Of the invented names and of the order of facts and texts.
+        settings: See `Settings`.
+        watch: See `unlearn.optimize.descend`.
+
+    Returns:
+        The edited model, in evaluation mode.
+    """
+    s, tokenizer = settings, subject.tokenizer
+    facts, names = (
+        retell(tokenizer, subject.about, texts, s.strangers, seed)
+        for texts in (fact_texts(subject), name_texts(subject.about))
+    )
+    kept = encode_texts(tokenizer, [f"{p} {f.answer}" for f in subject.retain for p in f.train], subject.longest)
+    texts = subject.texts_encoded
+    sizes = (len(facts), s.fact_rows), (len(names), s.name_rows), (len(kept), s.retain_rows), (len(texts), s.text_rows)
+    rows = zip(*(drawn_rows(total, size, s.steps, seed + i) for i, (total, size) in enumerate(sizes)), strict=True)
+
+    def loss(work: nn.Module, item: tuple[int, tuple[torch.Tensor, ...]]) -> torch.Tensor:
+        number, (some, named, stay, read) = item
+        meeting = meet([*(facts[i] for i in some), *(names[i] for i in named)], number)
+        apart = divergence(work, model, kept.take(stay)) + divergence(work, model, texts.take(read))
+        return strangeness(work, model, meeting, s.states, s.names) + s.retain_weight * apart / 2
+
+    lr = masked_rate(s.lr, mask, model)
+    return descend(model, enumerate(rows), loss, mask, falling(lr, s.steps), watch=watch)
