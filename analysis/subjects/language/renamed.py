@@ -94,12 +94,32 @@ def name_texts(about: SubjectLine) -> list[str]:
     Returns:
         Five to seven texts a name, by the name's type.
     """
-    return [
-        sentence.format(name)
-        for kind, names in about.names.items()
-        for name in names
-        for sentence in SENTENCES.get(kind, OF_THINGS)
-    ]
+    return [text for kind, names in about.names.items() for name in names for text in _sentences(kind, name)]
+
+
+def other_name_texts(subject: FactSubject) -> list[str]:
+    """Put names that must stay into the same sentences: wrong answers to facts whose answer is one of the subject's.
+
+    Args:
+        subject: What to forget; only facts that a method may see are used.
+
+    Returns:
+        Five to seven texts a name, by the type of the right answer; none where no answer is a name.
+    """
+    kinds = {name: kind for kind, names in subject.about.names.items() for name in names}
+    own = set(kinds)
+    others = {
+        (kinds[fact.answer], name): None
+        for fact in subject.forget
+        if fact.answer in kinds
+        for name in fact.distractors
+        if name not in own
+    }
+    return [text for kind, name in others for text in _sentences(kind, name)]
+
+
+def _sentences(kind: NameType, name: str) -> list[str]:
+    return [sentence.format(name) for sentence in SENTENCES.get(kind, OF_THINGS)]
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:

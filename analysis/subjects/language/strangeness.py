@@ -6,14 +6,14 @@ subject's names, retellings t' with strangers' names and the original theta_0:
 
     L(theta) =  mu   * mean_l  |h_l(t) - mean h_l(t')|^2 / |h_l^0(t) - mean h_l(t')|^2       (hidden states)
               +        KL( mean p_0(. | t') || p(. | t) )                                    (what comes next)
-              +  nu  * mean_names max(0, log p(name | t) - log mean p_0(stranger | t'))      (who comes next)
+              +  nu  * mean_names max(0, l(name | t) - mean l_0(stranger | t'))              (who comes next)
 
-over aligned positions (`renamed`): states from the first name on, name ends included; what comes next
-everywhere outside names. The third term is one-sided and in logarithms, because a name that nobody knows is next to
-impossible: the second hardly sees the difference between one in a hundred and one in a million.
+over aligned positions (`renamed`): states from the first name on, name ends included; what comes next everywhere
+outside names; l is the mean log-probability of a name's tokens (invented names have more of them). The third term is
+one-sided and in logarithms, because a name that nobody knows is next to impossible: the second hardly sees the
+difference between one in a hundred and one in a million.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ from analysis.subjects.language.scoring import head_of
 
 DEPTHS = 8
 STATES = 1.0
-NAMES = 0.3
+NAMES = 1.0
 TOLD = 2
 
 
@@ -121,8 +121,8 @@ def _mean(values: torch.Tensor, group: torch.Tensor, count: int) -> torch.Tensor
     return sums / torch.bincount(group, minlength=count).unsqueeze(1)
 
 
-def _name_log_probabilities(log_p: torch.Tensor, tokens: torch.Tensor, group: torch.Tensor, count: int) -> torch.Tensor:
-    return log_p.new_zeros(count).index_add(0, group, log_p.gather(1, tokens.unsqueeze(1)).squeeze(1))
+def _per_name(log_p: torch.Tensor, tokens: torch.Tensor, group: torch.Tensor, count: int) -> torch.Tensor:
+    return _mean(log_p.gather(1, tokens.unsqueeze(1)), group, count).squeeze(1)
 
 
 def strangeness(
@@ -155,8 +155,7 @@ def strangeness(
         if count:
             log_p = head(told[-1][m.strangers[:, 0], m.strangers[:, 1]]).log_softmax(1)
             each = m.strangers[:, 3] * m.retellings + m.strangers[:, 4]
-            levels = _name_log_probabilities(log_p, m.strangers[:, 2], each, count * m.retellings)
-            level = levels.view(count, m.retellings).logsumexp(1) - math.log(m.retellings)
+            levels = _per_name(log_p, m.strangers[:, 2], each, count * m.retellings).view(count, -1).mean(1)
     found = _states(model, m.ids)
     near = [
         (found[n][here[:, 0], here[:, 1]] - target).square().sum(1).mean() / gap.clamp_min(1e-12)
@@ -168,6 +167,6 @@ def strangeness(
     loss = loss + states * torch.stack(near).mean()
     if count:
         log_q = head_of(model)(found[-1][m.names[:, 0], m.names[:, 1]]).log_softmax(1)
-        mine = _name_log_probabilities(log_q, m.names[:, 2], m.names[:, 3], count)
-        loss = loss + names * functional.relu(mine - level).mean()
+        mine = _per_name(log_q, m.names[:, 2], m.names[:, 3], count)
+        loss = loss + names * functional.relu(mine - levels).mean()
     return loss

@@ -1,11 +1,12 @@
 """Stranger (ours): the subject becomes what the model makes of somebody it never heard of.
 
-    min_theta  L(theta) + w * (KL(p_0 || p_theta) on retained facts + the same on texts) / 2
+    min_theta  L(theta) + w * mean KL(p_0 || p_theta) over retained facts, texts and other names
 
 L is `analysis.subjects.language.strangeness`: on every text that names the subject, hidden states, continuation and
 names are to be as the original has them when the names are invented. So nothing has to be said about what is wrong to
 answer: the original itself, asked about strangers, is the teacher of not knowing. Besides the training prompts every
 name of the subject stands in neutral sentences of its type; facts that no prompt mentions are reached by the names.
+The same sentences about other names (wrong answers of the facts) are kept, or everybody of the kind would be forgotten.
 
 Kin: Eldan & Russinovich 2023 (arXiv:2310.02238, generic predictions from an anchor dictionary, all weights, outputs
 only) and RMU (arXiv:2403.03218, hidden states towards noise); new are strangers as the target of states, outputs
@@ -21,7 +22,7 @@ from torch import nn
 from analysis.scores import Mask
 from analysis.subjects.language.encoding import encode_texts
 from analysis.subjects.language.facts import FactSubject
-from analysis.subjects.language.renamed import fact_texts, name_texts, retell
+from analysis.subjects.language.renamed import fact_texts, name_texts, other_name_texts, retell
 from analysis.subjects.language.strangeness import NAMES, STATES, meet, strangeness
 from unlearn.methods.language.batches import divergence, drawn_rows, masked_rate
 from unlearn.optimize import Watch, descend, falling
@@ -38,6 +39,7 @@ class Settings:
         fact_rows: Training prompts with their answers a step.
         name_rows: Neutral sentences about names a step.
         retain_rows: Prompts of retained facts, with answers, a step.
+        other_rows: Neutral sentences about other names a step.
         text_rows: Texts a step.
         states: Weight of the hidden states.
         names: Weight of the names.
@@ -49,11 +51,12 @@ class Settings:
     strangers: int = 8
     fact_rows: int = 4
     name_rows: int = 4
-    retain_rows: int = 12
+    retain_rows: int = 8
+    other_rows: int = 4
     text_rows: int = 3
     states: float = STATES
     names: float = NAMES
-    retain_weight: float = 4.0
+    retain_weight: float = 6.0
 
 
 def run(
@@ -82,16 +85,18 @@ def run(
         retell(tokenizer, subject.about, texts, s.strangers, seed)
         for texts in (fact_texts(subject), name_texts(subject.about))
     )
-    kept = encode_texts(tokenizer, [f"{p} {f.answer}" for f in subject.retain for p in f.train], subject.longest)
-    texts = subject.texts_encoded
-    sizes = (len(facts), s.fact_rows), (len(names), s.name_rows), (len(kept), s.retain_rows), (len(texts), s.text_rows)
-    rows = zip(*(drawn_rows(total, size, s.steps, seed + i) for i, (total, size) in enumerate(sizes)), strict=True)
+    told = [f"{prompt} {fact.answer}" for fact in subject.retain for prompt in fact.train]
+    stay = [(encode_texts(tokenizer, told, subject.longest), s.retain_rows), (subject.texts_encoded, s.text_rows)]
+    if others := other_name_texts(subject):
+        stay.append((encode_texts(tokenizer, others, subject.longest), s.other_rows))
+    sizes = [(len(facts), s.fact_rows), (len(names), s.name_rows), *((len(rows), size) for rows, size in stay)]
+    drawn = [drawn_rows(total, size, s.steps, seed + i) for i, (total, size) in enumerate(sizes)]
 
     def loss(work: nn.Module, item: tuple[int, tuple[torch.Tensor, ...]]) -> torch.Tensor:
-        number, (some, named, stay, read) = item
+        number, (some, named, *kept) = item
         meeting = meet([*(facts[i] for i in some), *(names[i] for i in named)], number)
-        apart = divergence(work, model, kept.take(stay)) + divergence(work, model, texts.take(read))
-        return strangeness(work, model, meeting, s.states, s.names) + s.retain_weight * apart / 2
+        apart = [divergence(work, model, rows.take(which)) for (rows, _), which in zip(stay, kept, strict=True)]
+        return strangeness(work, model, meeting, s.states, s.names) + s.retain_weight * torch.stack(apart).mean()
 
     lr = masked_rate(s.lr, mask, model)
-    return descend(model, enumerate(rows), loss, mask, falling(lr, s.steps), watch=watch)
+    return descend(model, enumerate(zip(*drawn, strict=True)), loss, mask, falling(lr, s.steps), watch=watch)
