@@ -179,9 +179,11 @@ def compare(
     """Run every method, with and without the mask, print method x auditor as a Markdown table, and draw it.
 
     Beside them stand the original, the golds, fresh golds outside the band, and the cheats; `--methods none` leaves
-    only these and so tests the audit itself.
+    only these and so tests the audit itself. For classes --locate takes several places with commas between, `none`
+    (every weight) and `random` among them. A method's settings can be written behind its name.
 
-    Example: `yesterday compare digit-6 --seeds 3`.
+    Examples: `yesterday compare digit-6 --seeds 3`,
+    `yesterday compare digit-6 --methods regrow,regrow:decay=0 --locate none,random,damage-contrast,gradient`.
     """
     from figures.render import render
     from figures.terminal import progress_bars
@@ -191,10 +193,13 @@ def compare(
     from unlearn.language.config import FactRunConfig
     from unlearn.methods import METHODS
     from unlearn.methods.language import LANGUAGE_METHODS
-    from unlearn.requests import refuse, run_folder
+    from unlearn.requests import about_facts, refuse, run_folder
 
+    facts = about_facts(subject, options)
+    places = (options["measure"] or "none,damage-contrast").split(",")
+    if not facts:
+        options = {**options, "measure": next((p for p in places if p not in {"none", "random"}), None)}
     config = _config(subject, options)
-    facts = isinstance(config, FactRunConfig)
     refuse({"fresh": fresh} if facts else {"where": where}, ("fresh", "where"), "facts" if facts else "classes")
     _threads(options["threads"] or (2 if facts else 1))
     folder = run_folder(config, options["out"], "compare-")
@@ -203,10 +208,10 @@ def compare(
     with progress_bars(options["quiet"] or options["as_json"]) as report:
         chosen = range(options["seed"], options["seed"] + seeds)
         if isinstance(config, FactRunConfig):
-            places = where.split(",") if where else (*WHERE, *CONTROLS)
-            found = compare_facts(config, folder, chosen, wanted, places, report)
+            wheres = where.split(",") if where else (*WHERE, *CONTROLS)
+            found = compare_facts(config, folder, chosen, wanted, wheres, report)
         else:
-            found = compared(config, folder, chosen, wanted, 1 if fresh is None else fresh, report)
+            found = compared(config, folder, chosen, wanted, places, 1 if fresh is None else fresh, report)
         render(folder, progress=lambda _, share: report("figures", share))
     print(found.model_dump_json() if options["as_json"] else markdown(found))
 

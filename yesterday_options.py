@@ -81,16 +81,17 @@ LOCATE_OPTIONS: dict[str, tuple[Any, Any]] = {
     "measure": (
         _option(
             str | None,
-            "What locates: gradient, weight-ig, fisher, fisher-true, fisher-ratio, brain-damage, unit-ig, "
-            "patching-denoising, patching-noising (classes); gradient, gradient-ratio, fisher, fisher-ratio, neuron-ig "
-            "(facts); or none, to allow every weight [fisher-ratio; gradient-ratio].",
+            "What locates: gradient, weight-ig, fisher, fisher-true, fisher-ratio, brain-damage, contrast, "
+            "damage-contrast, unit-ig, patching-denoising, patching-noising (classes); gradient, gradient-ratio, "
+            "fisher, fisher-ratio, neuron-ig, stranger (facts); or none, to allow every weight "
+            "[damage-contrast; gradient-ratio].",
             "--locate",
             panel=EDIT,
         ),
         None,
     ),
     "fraction": (
-        _option(float | None, "Share of all weights that may change, above 0 and at most 1 [0.05; 0.01].", panel=EDIT),
+        _option(float | None, "Share of all weights that may change, above 0 and at most 1 [0.2; 0.01].", panel=EDIT),
         None,
     ),
     "scope": (
@@ -99,7 +100,14 @@ LOCATE_OPTIONS: dict[str, tuple[Any, Any]] = {
     ),
 }
 METHOD_OPTIONS: dict[str, tuple[Any, Any]] = {
-    "method": (_option(str | None, "How to edit; `yesterday methods` lists them.", panel=EDIT), None),
+    "method": (
+        _option(
+            str | None,
+            "How to edit; `yesterday methods` lists them. Settings go behind: regrow:decay=0:labels=1.",
+            panel=EDIT,
+        ),
+        None,
+    ),
 }
 GOLD_OPTIONS: dict[str, tuple[Any, Any]] = {
     "golds": (_option(int | None, "Gold models to train [20 for mlp, else 8].", panel=AUDIT), None),

@@ -54,7 +54,7 @@ def test_a_run_leaves_everything_it_promises(finished: Path) -> None:
     assert report["schema_version"] == 1
     assert report["config"]["seed"] == 0
     assert report["verdict"] in {"remembered", "hidden", "damaged", "erased"}
-    assert report["changed"] <= report["total"] * 0.05 + 1
+    assert report["changed"] <= report["total"] * 0.2 + 1
 
 
 def test_checkpoints_load_with_plain_torch(finished: Path) -> None:
@@ -146,12 +146,15 @@ def test_two_checkpoints_and_golds_of_ones_own_are_audited(
 
 def test_compare_sets_methods_beside_references(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "compared"
-    assert call("compare", "digit-6", *QUICK, "--seeds", 2, "--methods", "relabel", "--out", out, "--json") == 0
+    asked = ["--methods", "relabel,regrow:steps=30:decay=0", "--locate", "none,random,fisher-ratio", "--fraction", 0.05]
+    assert call("compare", "digit-6", *QUICK, "--seeds", 2, *asked, "--out", out, "--json") == 0
     table = json.loads(capsys.readouterr().out)
     rows = {(row["name"], row["where"]): row for row in table["rows"]}
     assert set(rows) >= {("original", ""), ("gold (mean)", ""), ("fresh gold", ""), ("logit-mask", "")}
     assert rows["relabel", "all"]["verdicts"] != ["erased", "erased"]
-    assert rows["relabel", "5% fisher-ratio"]["changed"] <= 0.051
+    for method, changed in (("relabel", 1.0), ("regrow:steps=30:decay=0", 1.0)):
+        for place, most in (("all", changed), ("5% at random", 0.051), ("5% fisher-ratio", 0.051)):
+            assert 0 < rows[method, place]["changed"] <= most
     assert rows["original", ""]["verdicts"] == ["remembered", "remembered"]
     written = (out / "comparison.md").read_text()
     assert written.count("\n| ") == len(table["rows"])
@@ -166,8 +169,8 @@ def test_layer_scope_ranks_every_layer_by_itself(finished: Path, tmp_path: Path)
     )
     masks = [load_file(folder / "mask.safetensors") for folder in (finished, layered)]
     shares = [[float(bits.float().mean()) for bits in mask.values() if bits.dim() == 2] for mask in masks]
-    assert shares[1] == pytest.approx([0.05] * 3, abs=0.002)
-    assert shares[0] != pytest.approx([0.05] * 3, abs=0.002)
+    assert shares[1] == pytest.approx([0.2] * 3, abs=0.002)
+    assert shares[0] != pytest.approx([0.2] * 3, abs=0.002)
 
 
 def test_an_interrupted_run_says_that_it_can_go_on(tmp_path: Path) -> None:
@@ -193,6 +196,10 @@ def test_choosing_never_touches_the_test_images(finished: Path, tmp_path: Path) 
 
 
 BAD = {
+    "unknown method": (["run", "digit-6", "--method", "regrov"], "did you mean regrow"),
+    "unknown setting": (["run", "digit-6", "--method", "regrow:step=3"], "no setting 'step'"),
+    "wrong setting": (["compare", "digit-6", "--methods", "regrow:steps=few"], "takes a whole number, not 'few'"),
+    "unknown place": (["compare", "digit-6", "--methods", "regrow", "--locate", "none,here"], "no measure 'here'"),
     "unknown class": (["run", "digit-11"], "no class '11'"),
     "unknown subject": (["run", "beetles"], "no subject 'beetles'"),
     "fraction 0": (["run", "digit-6", "--fraction", "0"], "fraction"),
@@ -201,7 +208,6 @@ BAD = {
     "no seeds": (["compare", "digit-6", "--seeds", "0"], "at least one seed"),
     "facts' places": (["compare", "digit-6", "--where", "mask"], "--where has no meaning for classes"),
     "unknown scope": (["locate", "digit-6", "--scope", "street"], "--scope"),
-    "unknown method": (["run", "digit-6", "--method", "magic"], "no method 'magic'"),
     "unknown measure": (["run", "digit-6", "--locate", "magic"], "no measure 'magic'"),
     "wrong slot": (["run", "digit-6", "--replace-with", "3", "--slot", "new"], "slot"),
     "too few golds": (["run", "digit-6", "--golds", "2"], "at least 3"),

@@ -1,7 +1,8 @@
 """Method x auditor: every method on one subject, with and without the mask, over several seeds, as one table."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Literal
@@ -11,11 +12,11 @@ from analysis.audit.report import AuditReport, Document
 from analysis.audit.verdict import audit
 from analysis.errors import UserError
 from analysis.files import write_text
-from analysis.scores import Mask
+from analysis.localization import MEASURES
 from unlearn.documents import RunConfig
 from unlearn.edit import Edit
 from unlearn.judging import CHEATS, OVERFORGETTING, cheat, checkpoints
-from unlearn.methods import METHODS
+from unlearn.methods import METHODS, Method, named
 from unlearn.run import Run, save_model
 from unlearn.stages import Report, locked
 
@@ -72,50 +73,73 @@ class Comparison(Document):
     failed: dict[str, str]
 
 
-def _cells(run: Run, methods: Collection[str]) -> dict[str, tuple[str, str]]:
+@dataclass(frozen=True)
+class Cell:
+    """One method at one place.
+
+    Attributes:
+        method: Which, settings included.
+        place: "none" for every weight, "random", or the measure that locates.
+        where: The same for people.
+    """
+
+    method: Method
+    place: str
+    where: str
+
+    @property
+    def key(self) -> str:
+        """A name for its stage and file."""
+        return f"{self.method.name}-{self.place}".replace(":", "_")
+
+
+def _cells(run: Run, methods: Sequence[Method], places: Sequence[str]) -> list[Cell]:
     task = "forget" if run.subject.incoming is None else "replace"
-    wheres = {"all": "all", "mask": f"{100 * run.config.fraction:g}% {run.config.measure}"}
-    return {
-        f"{name}-{key}": (name, where)
-        for name, method in METHODS.items()
-        for key, where in wheres.items()
-        if name in methods and method.task in {task, "both"} and not (name == "retrain" and key == "mask")
-    }
+    share = f"{100 * run.config.fraction:g}%"
+    words = {"none": "all", "random": f"{share} at random"}
+    retraining = METHODS["retrain"].run
+    return [
+        Cell(method, place, words.get(place, f"{share} {place}"))
+        for method in methods
+        for place in places
+        if method.task in {task, "both"} and (method.run is not retraining or place == "none")
+    ]
 
 
-def _edits(run: Run, methods: Collection[str]) -> dict[str, dict[str, float]]:
+def _edits(run: Run, cells: Sequence[Cell]) -> dict[str, dict[str, float]]:
     """Make every method's model; gives what each stage noted, by cell.
 
     Args:
-        run: With original, mask and golds in place.
-        methods: Which.
+        run: With original, scores, mask and golds in place.
+        cells: Which.
 
     Returns:
         Facts and seconds by cell.
     """
     noted = {}
-    for cell, (name, _) in _cells(run, methods).items():
-        method = METHODS[name]
-        settings = {**run.task, "method": name, "settings": vars(method.settings), "cell": cell}
+    for cell in cells:
+        method = cell.method
+        settings = {**run.task, "method": method.name, "settings": vars(method.settings), "place": cell.place}
+        settings |= {"fraction": run.config.fraction, "scope": run.config.scope}
 
-        def work(_: object, cell: str = cell, name: str = name) -> dict[str, float]:
+        def work(_: object, cell: Cell = cell, method: Method = method) -> dict[str, float]:
             before = run.model("models/original.safetensors")
-            mask = Mask.load(run.folder / "mask.safetensors") if cell.endswith("-mask") else None
-            after = METHODS[name].run(before, run.subject, mask, run.config.seed, METHODS[name].settings, None)
+            mask = None if cell.place == "none" else run.cut(cell.place)
+            after = method.run(before, run.subject, mask, run.config.seed, method.settings, None)
             edit = Edit.between(before.state_dict(), after.state_dict())
-            save_model(run.folder / f"cells/{cell}.safetensors", after)
+            save_model(run.folder / f"cells/{cell.key}.safetensors", after)
             return {"changed": edit.count / edit.total}
 
         needs = ["models/original.safetensors", "mask.safetensors"]
-        facts = run.stages.run(cell, settings, needs, [f"cells/{cell}.safetensors"], work)
-        noted[cell] = {**facts, "seconds": run.stages.records[cell]["seconds"]}
+        facts = run.stages.run(cell.key, settings, needs, [f"cells/{cell.key}.safetensors"], work)
+        noted[cell.key] = {**facts, "seconds": run.stages.records[cell.key]["seconds"]}
     return noted
 
 
-def _audit(run: Run, methods: Collection[str], fresh: Sequence[str]) -> AuditReport:
-    cells = {cell: f"cells/{cell}.safetensors" for cell in _cells(run, methods)}
+def _audit(run: Run, cells: Sequence[Cell], fresh: Sequence[str]) -> AuditReport:
     files = {name: path for name, path in checkpoints(run).items() if name != "edited"}
-    files |= {f"{FRESH} {i}": path for i, path in enumerate(fresh)} | cells
+    files |= {f"{FRESH} {i}": path for i, path in enumerate(fresh)}
+    files |= {cell.key: f"cells/{cell.key}.safetensors" for cell in cells}
 
     def judge(_: object) -> None:
         models = {name: run.model(path) for name, path in files.items()}
@@ -205,7 +229,13 @@ def check_seeds(seeds: Sequence[int]) -> None:
 
 
 def compare(
-    config: RunConfig, folder: Path, seeds: Sequence[int], methods: Collection[str], fresh: int, report: Report
+    config: RunConfig,
+    folder: Path,
+    seeds: Sequence[int],
+    methods: Sequence[str],
+    places: Sequence[str],
+    fresh: int,
+    report: Report,
 ) -> Comparison:
     """Make the table; whatever is there already and unchanged is used again.
 
@@ -216,7 +246,8 @@ def compare(
         config: Subject, measure, fraction and golds; its method makes the cheats, its seed is not used.
         folder: Holds a run folder for each seed, `seed-N`, and then `comparison.json`.
         seeds: Each trains its own original and golds, and decides everything else random.
-        methods: Which; none for the references alone.
+        methods: Which, as `unlearn.methods.named` reads them; none for the references alone.
+        places: What each may change: "none" for every weight, "random", or measures that locate.
         fresh: Fresh golds per seed.
         report: Called with what is running and the share done.
 
@@ -224,14 +255,17 @@ def compare(
         The table, as written.
 
     Raises:
-        UserError: There is no such method.
+        UserError: There is no such method or measure.
     """
     check_seeds(seeds)
+    asked = [named(name, METHODS) for name in methods]
+    elsewhere = [place for place in places if place not in {*MEASURES, "none", "random"}]
+    if elsewhere or not places:
+        known = ", ".join([*MEASURES, "none", "random"])
+        raise UserError(f"There is no measure {elsewhere[0] if places else ''!r}; give some of {known} with --locate.")
     reports, noted = [], []
-    unknown = [name for name in methods if name not in METHODS]
-    if unknown:
-        raise UserError(f"There is no method {unknown[0]!r}; give some of {', '.join(METHODS)}, or none.")
     runs = [Run(config.model_copy(update={"seed": s}), folder / f"seed-{s}", _prefixed(report, s)) for s in seeds]
+    cells = _cells(runs[0], asked, places)
     for run in runs:
         with locked(run.folder):
             run.original()
@@ -240,12 +274,12 @@ def compare(
             run.train_golds()
             never = run.train_fresh_golds(fresh)
             cheat(run)
-            noted.append(_edits(run, methods))
-            reports.append(_audit(run, methods, never))
+            noted.append(_edits(run, cells))
+            reports.append(_audit(run, cells, never))
     shown = {REFERENCES[0]: REFERENCES[:1], GOLD: [GOLD], FRESH: [f"{FRESH} {i}" for i in range(fresh)]}
     shown |= {name: [name] for name in REFERENCES[1:]}
     rows = [row_of(name, "", models, reports, noted) for name, models in shown.items() if models]
-    rows += [row_of(name, where, [cell], reports, noted) for cell, (name, where) in _cells(runs[0], methods).items()]
+    rows += [row_of(cell.method.name, cell.where, [cell.key], reports, noted) for cell in cells]
     found = Comparison(subject=runs[0].subject.name, seeds=list(seeds), golds=len(runs[0].golds), rows=rows, failed={})
     write_text(folder / "comparison.json", found.model_dump_json(indent=1))
     write_text(folder / "comparison.md", markdown(found))

@@ -23,7 +23,7 @@ class RunConfig(Document):
 
     Attributes:
         subject: Data, model and classes.
-        method: Name in `unlearn.methods.METHODS`; None takes the subject's default.
+        method: Name in `unlearn.methods.METHODS`, settings behind it ("regrow:decay=0"); None takes the default.
         measure: Attribution that locates, in `analysis.localization.MEASURES`, or "none" to allow every weight.
         fraction: Share of all weights that the edit may change, in (0, 1].
         scope: Whether weights are ranked over the whole model or layer by layer.
@@ -37,8 +37,8 @@ class RunConfig(Document):
 
     subject: SubjectConfig = SubjectConfig()
     method: str | None = None
-    measure: str = "fisher-ratio"
-    fraction: float = 0.05
+    measure: str = "damage-contrast"
+    fraction: float = 0.2
     scope: Scope = "global"
     golds: int | None = None
     seed: int = 0

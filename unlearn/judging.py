@@ -10,7 +10,6 @@ from analysis.files import save_tensors, write_text
 from analysis.representations.pictures import collect_pictures
 from analysis.scores import Mask
 from unlearn.controls import controls
-from unlearn.methods import METHODS
 from unlearn.run import Run, save_model
 
 OVERFORGETTING = "over-forgetting"
@@ -27,12 +26,12 @@ def cheat(run: Run) -> None:
 
     def work(_: Callable[[float], None]) -> None:
         mask = Mask.load(run.folder / "mask.safetensors")
-        found = controls(run.model(needs[0]), run.subject, mask, METHODS[run.method], run.config.seed)
+        found = controls(run.model(needs[0]), run.subject, mask, run.method, run.config.seed)
         for name in CHEATS:
             save_model(run.folder / f"controls/{name}.safetensors", found[name])
 
     made = [f"controls/{name}.safetensors" for name in CHEATS]
-    run.stages.run("controls", {**run.task, "method": run.method}, needs, made, work)
+    run.stages.run("controls", {**run.task, "method": run.method.name}, needs, made, work)
 
 
 def checkpoints(run: Run) -> dict[str, str]:

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from analysis.ablation import equal_masks
@@ -29,7 +30,8 @@ from analysis.subjects.classes import ClassSubject
 from analysis.training import accuracy, fit, seeded
 from unlearn.documents import RunConfig, RunReport, versions
 from unlearn.edit import Edit
-from unlearn.methods import METHODS
+from unlearn.methods import METHODS, Method, named
+from unlearn.normalisation import Normalisation
 from unlearn.stages import Report, Stages
 
 GOLDS = {"mlp": 20}
@@ -38,22 +40,9 @@ FEWEST_GOLDS = 3
 GOLDS_AT_ONCE = 4
 MOST_WATCHED = 1000
 REPEATS = 3
+DEFAULT_METHOD = "regrow"
+"""Of those that change only what was located, the one that fewest auditors see through (`compare --choosing`)."""
 AUDITED_METHOD = "soft-targets"
-
-
-def default_method(subject: ClassSubject) -> str:
-    """Name the method that is used when none is asked for.
-
-    Of those that change only what was located, the one that fewest auditors see through, chosen with
-    `yesterday compare digit-6 --choosing`; for "replace", the one that learns the new class as gold does.
-
-    Args:
-        subject: What is to be forgotten.
-
-    Returns:
-        A key of `METHODS`.
-    """
-    return "gradient-ascent" if subject.incoming is None else "replace"
 
 
 def _digest(subject: ClassSubject) -> str:
@@ -252,15 +241,7 @@ class Run:
             write_text(self.folder / "localization.json", found.model_dump_json(indent=1))
 
         def cut(_: Callable[[float], None]) -> dict[str, Any]:
-            if self.measure == "none":
-                mask = Mask.everything(self.model(needs[0]))
-            else:
-                scores = Scores.load(self.folder / f"scores/{self.measure}.safetensors")
-                if self.config.scope == "layer":
-                    mask = scores.top(self.config.fraction, "layer")
-                else:
-                    mask = equal_masks({"": scores}, self.model(needs[0]), self.config.fraction)[""]
-            mask = self._with_room_for_the_new_class(mask)
+            mask = self.cut(self.measure)
             mask.save(self.folder / "mask.safetensors")
             return {"weights": mask.count, "total": mask.total}
 
@@ -271,31 +252,65 @@ class Run:
         settings = {**settings, "measure": self.measure, "scope": self.config.scope}
         self.stages.run("mask", settings, [*needs, *files], ["mask.safetensors"], cut)
 
-    def _with_room_for_the_new_class(self, mask: Mask) -> Mask:
-        # What carries the old class need not reach the output at which a new one is to be taught.
+    def cut(self, measure: str) -> Mask:
+        """Cut scores that are in place to the run's fraction.
+
+        Args:
+            measure: Name of the scores; "none" allows everything, "random" as many weights of every tensor as the
+                run's own measure.
+
+        Returns:
+            The mask; what `_room` needs is part of it and of the fraction.
+        """
+        model, fraction = self.model("models/original.safetensors"), self.config.fraction
+        if measure == "random":
+            return self.cut(self.measure).random_like(self.config.seed)
+        if measure == "none":
+            return Mask.everything(model)
+        scores = Scores.load(self.folder / f"scores/{measure}.safetensors")
+        room = self._room(model)
+        rest = max(fraction - room.fraction, fraction / 2)
+        layered = self.config.scope == "layer"
+        return (scores.top(rest, "layer") if layered else equal_masks({"": scores}, model, rest)[""]) | room
+
+    def _room(self, model: nn.Module) -> Mask:
+        # What has to be free whatever was located: the output at which a new class is to be taught, since what carries
+        # the old one need not reach it; and scale and shift of batch normalisations, without which their statistics
+        # stay those of a network that has seen the class (`unlearn.normalisation`).
         slot, outputs = self.subject.incoming_slot, len(self.subject.classes)
-        bits = {name: chosen.clone() for name, chosen in mask.bits.items()}
+        bits = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in model.named_parameters()}
         for name, chosen in bits.items():
+            if isinstance(model.get_submodule(name.rpartition(".")[0]), Normalisation):
+                chosen.fill_(True)
             if slot is not None and name.startswith(f"{self.subject.network.head}.") and len(chosen) == outputs:
                 chosen[slot] = True
         return Mask(bits)
 
     @property
-    def method(self) -> str:
-        """Name of the method in use.
+    def method(self) -> Method:
+        """The method in use.
 
         Raises:
-            UserError: There is no such method.
+            UserError: There is no such method, or it can't do this.
         """
-        name = AUDITED_METHOD if self.config.candidate else self.config.method or default_method(self.subject)
-        if name not in METHODS:
-            raise UserError(f"There is no method {name!r}; give one of {', '.join(METHODS)}.")
-        task = "forget" if self.subject.incoming is None else "replace"
-        if METHODS[name].task not in {task, "both"}:
-            raise UserError(f"The method {name!r} can't {task} a class; give --replace-with, or another --method.")
-        if name == "retrain" and self.config.measure != "none":
+        method = named(AUDITED_METHOD if self.config.candidate else self.config.method or DEFAULT_METHOD, METHODS)
+        self.check(method)
+        if method.run is METHODS["retrain"].run and self.config.measure != "none":
             raise UserError("The method 'retrain' trains every weight anew; add --locate none.")
-        return name
+        return method
+
+    def check(self, method: Method) -> None:
+        """Refuse a method that is for something else.
+
+        Args:
+            method: To be used.
+
+        Raises:
+            UserError: It can't do what is asked for.
+        """
+        task = "forget" if self.subject.incoming is None else "replace"
+        if method.task not in {task, "both"}:
+            raise UserError(f"The method {method.name!r} can't {task} a class; give --replace-with, or another method.")
 
     def edit(self) -> None:
         """Edit what the mask allows, or take the candidate that is to be audited."""
@@ -306,8 +321,8 @@ class Run:
             settings = {**self.task, "candidate": sha256(path) if path.is_file() else str(path)}
             self.stages.run("candidate", settings, needs, [*files, "mask.safetensors"], self._take_candidate)
         else:
-            method = METHODS[self.method]
-            settings = {**self.task, "method": self.method, "settings": vars(method.settings)}
+            method = self.method
+            settings = {**self.task, "method": method.name, "settings": vars(method.settings)}
             self.stages.run("edit", settings, [*needs, "mask.safetensors"], [*files, "history.csv"], self._forget)
 
     def _keep_edit(self, before: nn.Module, after: nn.Module) -> Edit:
@@ -339,7 +354,7 @@ class Run:
             rows.append((step, overall, kept, gone))
             progress(1 - 0.99 ** len(rows))
 
-        chosen = METHODS[self.method]
+        chosen = self.method
         after = chosen.run(before, subject, mask, self.config.seed, chosen.settings, watch)
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([("step", "overall", "retain", "forget"), *rows])
@@ -363,7 +378,7 @@ class Run:
         """
         subject, config = self.subject, self.config.model_dump(mode="json")
         config |= {
-            "method": None if self.config.candidate else self.method,
+            "method": None if self.config.candidate else self.method.name,
             "golds": len(self.golds),
             "recipe": vars(subject.network.recipe),
             "points": list(subject.network.points),

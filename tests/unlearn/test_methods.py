@@ -11,7 +11,7 @@ from analysis.scores import Mask, Scores
 from analysis.subjects.classes import ClassSubject, Recipe, Split
 from analysis.subjects.networks import builtin
 from analysis.training import accuracy, fit, logits_of
-from unlearn.methods import METHODS
+from unlearn.methods import METHODS, named
 from unlearn.methods.relabel import Settings as Relabel
 from unlearn.methods.salun import top_within
 from unlearn.methods.ssd import dampened
@@ -330,3 +330,49 @@ def test_importing_the_methods_is_cheap():
     code = f"import sys, unlearn.methods; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_method_is_named_with_settings_of_ones_own():
+    usual = named("regrow", METHODS)
+    assert usual == METHODS["regrow"]
+    mine = named("regrow:steps=7:decay=0:labels=1", METHODS)
+    assert mine.settings == replace(usual.settings, steps=7, decay=0.0, labels=1.0)
+    assert (mine.name, mine.run) == ("regrow:steps=7:decay=0:labels=1", usual.run)
+    assert named("relabel:label=4", METHODS).settings.label == 4
+    assert named("salun:lr=1e-3", METHODS).settings.lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("regrov", "did you mean regrow"),
+        ("xyz", "give one of relabel"),
+        ("regrow:step=3", "no setting 'step'"),
+        ("regrow:steps", "no setting 'steps'"),
+        ("regrow:steps=few", "takes a whole number, not 'few'"),
+        ("regrow:lr=fast", "takes a number, not 'fast'"),
+    ],
+)
+def test_a_method_that_is_not_there_is_refused_in_one_sentence(name, says):
+    with pytest.raises(UserError, match=says):
+        named(name, METHODS)
+
+
+def test_what_is_regrown_learns_from_labels_and_opinion_in_the_asked_shares(small):
+    # One step of plain descent from the fresh draw, against the loss written out.
+    subject, model = small["mlp", "forget"]
+    settings = replace(METHODS["regrow"].settings, steps=1, batch=10**6, labels=0.25, decay=0.0, lr=1e-3)
+    edited = METHODS["regrow"].run(model, subject, None, 3, settings, None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        work = subject.network.make().eval()
+    kept = subject.retain_train
+    with torch.no_grad():
+        logits = model(kept.images)
+    logits[:, 6] = -torch.inf
+    target = 0.25 * torch.nn.functional.one_hot(kept.labels, 10) + 0.75 * logits.softmax(1)
+    adam = torch.optim.AdamW(work.parameters(), lr=1e-3, weight_decay=0.0)
+    (-(target * work(kept.images).log_softmax(1)).sum(1).mean()).backward()
+    adam.step()
+    for mine, theirs in zip(edited.parameters(), work.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-5)

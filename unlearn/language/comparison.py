@@ -16,6 +16,7 @@ from unlearn.language.config import FactRunConfig
 from unlearn.language.prepare import is_lab, words_of
 from unlearn.language.references import load_readings, save_readings
 from unlearn.language.run import FactRun, state_of
+from unlearn.methods import named
 from unlearn.methods.language import LANGUAGE_METHODS
 from unlearn.stages import Report, locked
 
@@ -24,18 +25,18 @@ CONTROLS = ("random", "layers")
 SWEEP = 6
 
 
-def _cells(run: FactRun, methods: Collection[str], wheres: Collection[str]) -> dict[str, tuple[str, str]]:
+def _cells(run: FactRun, methods: Sequence[str], wheres: Collection[str]) -> dict[str, tuple[str, str]]:
     c = run.config
     words = {"all": "all", "mask": f"{100 * c.fraction:g}% {c.measure}"}
     cells = {
         f"{name}-{where}": (name, words[where])
-        for name in LANGUAGE_METHODS
+        for name in methods
         for where in WHERE
-        if name in methods and where in wheres and not (name == "neuron-ablation" and where == "all")
+        if where in wheres and not (name == "neuron-ablation" and where == "all")
     }
     if not methods:
         return cells
-    name = run.method.name if run.method.name in methods else next(iter(methods))
+    name = run.method.name if run.method.name in methods else methods[0]
     if "random" in wheres:
         cells |= {f"{name}-random": (name, f"{100 * c.fraction:g}% at random")}
     if "layers" in wheres:
@@ -63,7 +64,7 @@ def _mask(run: FactRun, cell: str) -> Mask | None:
 
 def _read(run: FactRun, cell: str, name: str) -> dict[str, float]:
     # One cell: edit and read; the edited model itself is not kept.
-    method = LANGUAGE_METHODS[name]
+    method = named(name, LANGUAGE_METHODS)
     path = f"cells/{cell}.json"
 
     def work(progress: Callable[[float], None]) -> dict[str, float]:
@@ -89,7 +90,7 @@ def compare_facts(
     config: FactRunConfig,
     folder: Path,
     seeds: Sequence[int],
-    methods: Collection[str],
+    methods: Sequence[str],
     wheres: Collection[str],
     report: Report,
 ) -> Comparison:
@@ -103,7 +104,7 @@ def compare_facts(
         config: Bank, model, measure, fraction, budget and the controls' method; its seed is not used.
         folder: Holds a run folder for each seed, `seed-N`, and then `comparison.json`.
         seeds: Each decides twins, masks, attacks and order anew.
-        methods: Which.
+        methods: Which, as `unlearn.methods.named` reads them.
         wheres: Of "all", "mask", "random" and "layers".
         report: Called with what is running and the share done.
 
@@ -113,9 +114,8 @@ def compare_facts(
     Raises:
         UserError: There is no such method or place, no seed, or nothing is located.
     """
-    unknown = [name for name in methods if name not in LANGUAGE_METHODS]
-    if unknown:
-        raise UserError(f"There is no method {unknown[0]!r}; give some of {', '.join(LANGUAGE_METHODS)}, or none.")
+    for name in methods:
+        named(name, LANGUAGE_METHODS)
     elsewhere = [where for where in wheres if where not in WHERE + CONTROLS]
     if elsewhere:
         raise UserError(f"There is no place {elsewhere[0]!r}; give some of {', '.join(WHERE + CONTROLS)} with --where.")

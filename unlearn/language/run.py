@@ -39,7 +39,7 @@ from unlearn.language.controls import random_mask
 from unlearn.language.pictures import collect, survival
 from unlearn.language.prepare import is_lab, open_language, open_references, words_of
 from unlearn.language.references import References, load_readings, save_readings
-from unlearn.methods import Method
+from unlearn.methods import Method, named
 from unlearn.methods.language import LANGUAGE_METHODS
 from unlearn.optimize import Watch
 from unlearn.stages import Report, Stages
@@ -114,14 +114,10 @@ class FactRun:
         Raises:
             UserError: There is no such method, or it needs a mask and none is located.
         """
-        name = self.config.method or DEFAULT_METHOD
-        if name not in LANGUAGE_METHODS:
-            raise UserError(
-                f"There is no method {name!r} for language models; give one of {', '.join(LANGUAGE_METHODS)}."
-            )
-        if name == "neuron-ablation" and self.config.measure == "none":
+        method = named(self.config.method or DEFAULT_METHOD, LANGUAGE_METHODS)
+        if method.name == "neuron-ablation" and self.config.measure == "none":
             raise UserError("The method 'neuron-ablation' needs located weights; take another --locate than none.")
-        return LANGUAGE_METHODS[name]
+        return method
 
     def check(self) -> None:
         """Look at everything that can be wrong before anything long begins.

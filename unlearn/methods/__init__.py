@@ -1,11 +1,14 @@
 """The methods: one file each, all called alike, all bit-exact outside the mask."""
 
-from collections.abc import Callable
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
 
+from analysis.errors import UserError
 from analysis.scores import Mask
 from unlearn.methods import (
     gradient_ascent,
@@ -83,3 +86,48 @@ METHODS: dict[str, Method] = {
         Method("retrain", retrain.run, retrain.Settings(), "both", "train from scratch without it; takes no mask"),
     )
 }
+
+
+def named(name: str, known: Mapping[str, Method]) -> Method:
+    """Find a method, with or without settings of the user's own.
+
+    Args:
+        name: As in "regrow", or with settings behind it: "regrow:decay=0:labels=1".
+        known: The methods of one family.
+
+    Returns:
+        The method; its name is `name` as it was given.
+
+    Raises:
+        UserError: There is no such method or setting, or the value doesn't fit.
+    """
+    base, *changes = name.split(":")
+    if base not in known:
+        near = difflib.get_close_matches(base, known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(known)}."
+        raise UserError(f"There is no method {base!r}; {hint}")
+    method = known[base]
+    usual = {field.name: getattr(method.settings, field.name) for field in dataclasses.fields(method.settings)}
+    changed = {}
+    for change in changes:
+        setting, equals, text = change.partition("=")
+        if not equals or setting not in usual:
+            raise UserError(
+                f"{base!r} has no setting {setting!r}; write {base}:NAME=VALUE with one of {', '.join(usual)}."
+            )
+        changed[setting] = _value(f"{base}:{setting}", text, usual[setting])
+    settings = dataclasses.replace(method.settings, **changed)
+    return dataclasses.replace(method, name=name, settings=settings)
+
+
+def _value(name: str, text: str, usual: Any) -> Any:
+    kind: type = type(usual)
+    if usual is None:
+        kind = int if text.isdecimal() else float
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        return kind(text)
+    except (KeyError, ValueError) as error:
+        words = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "text")
+        raise UserError(f"{name} takes {words}, not {text!r}.") from error

@@ -15,15 +15,17 @@ difference between one in a hundred and one in a million.
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from analysis.attribution.anatomy import anatomy
 from analysis.subjects.language.encoding import pad
 from analysis.subjects.language.renamed import Renamed
-from analysis.subjects.language.scoring import head_of
+from analysis.subjects.language.scoring import head_of, hidden_states
 
 DEPTHS = 8
 STATES = 1.0
@@ -99,21 +101,32 @@ def meet(texts: Sequence[Renamed], number: int = 0, retellings: int = TOLD) -> M
 
 
 def depths(model: nn.Module) -> list[int]:
-    """Choose the hidden states that are compared: seven, evenly spread between embeddings and output.
+    """Choose the blocks after which hidden states are compared: seven, evenly spread, the last block excepted.
 
     Args:
         model: A causal language model.
 
     Returns:
-        Indices into the hidden states, 0 being the embeddings.
+        Their numbers, from 0.
     """
-    blocks = int(model.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
-    return sorted({max(1, min(blocks - 1, round(blocks * k / DEPTHS))) for k in range(1, DEPTHS)})
+    count = len(anatomy(model).blocks)
+    return sorted({max(0, min(count - 2, round(count * k / DEPTHS) - 1)) for k in range(1, DEPTHS)})
 
 
-def _states(model: nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    found = model.base_model(input_ids=ids, use_cache=False, output_hidden_states=True)  # type: ignore[operator]
-    return tuple(found.hidden_states)
+def _states(model: nn.Module, ids: torch.Tensor) -> list[torch.Tensor]:
+    # Hidden states after the compared blocks, and what the head reads. With hooks of our own, because the library's
+    # `output_hidden_states` leaves its hooks behind in the model.
+    caught: list[torch.Tensor] = []
+
+    def hook(_: nn.Module, __: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+        caught.append(output[0] if isinstance(output, tuple) else output)
+
+    blocks = anatomy(model).blocks
+    with ExitStack() as stack:
+        for number in depths(model):
+            stack.callback(model.get_submodule(blocks[number]).register_forward_hook(hook).remove)
+        last = hidden_states(model, ids)
+    return [*caught, last]
 
 
 def _mean(values: torch.Tensor, group: torch.Tensor, count: int) -> torch.Tensor:
@@ -140,16 +153,16 @@ def strangeness(
     Returns:
         L, a scalar: nats, and shares of the original's distance.
     """
-    m, layers = meeting, depths(model)
+    m = meeting
     here, there = m.at[m.after], m.places[:, 2:]
     count = int(m.names[:, 3].max()) + 1 if len(m.names) else 0
     with torch.no_grad():
         head = head_of(original)
         told, own = _states(original, m.other), _states(original, m.ids)
-        targets = [_mean(told[n][there[:, 0], there[:, 1]], m.place_of, len(m.at))[m.after] for n in layers]
+        targets = [_mean(one[there[:, 0], there[:, 1]], m.place_of, len(m.at))[m.after] for one in told[:-1]]
         gaps = [
-            (own[n][here[:, 0], here[:, 1]] - target).square().sum(1).mean()
-            for n, target in zip(layers, targets, strict=True)
+            (one[here[:, 0], here[:, 1]] - target).square().sum(1).mean()
+            for one, target in zip(own[:-1], targets, strict=True)
         ]
         following = _mean(head(told[-1][there[:, 0], there[:, 1]]).softmax(1), m.place_of, len(m.at))
         if count:
@@ -158,8 +171,8 @@ def strangeness(
             levels = _per_name(log_p, m.strangers[:, 2], each, count * m.retellings).view(count, -1).mean(1)
     found = _states(model, m.ids)
     near = [
-        (found[n][here[:, 0], here[:, 1]] - target).square().sum(1).mean() / gap.clamp_min(1e-12)
-        for n, target, gap in zip(layers, targets, gaps, strict=True)
+        (one[here[:, 0], here[:, 1]] - target).square().sum(1).mean() / gap.clamp_min(1e-12)
+        for one, target, gap in zip(found[:-1], targets, gaps, strict=True)
     ]
     log_q = head_of(model)(found[-1][m.at[:, 0], m.at[:, 1]]).log_softmax(1)
     tiny = torch.finfo(following.dtype).tiny

@@ -63,9 +63,9 @@ def slow(model, original, texts, number, retellings, states, names):
             divergences.append((expected * (expected.log() - now[i])).sum())
             if any(after for _, _, after in mine):
                 for n, (moved_, apart) in near.items():
-                    target = torch.stack([told_states[k][n][0, j] for k, j, _ in mine]).mean(0)
-                    moved_.append((now_states[n][0, i] - target).square().sum())
-                    apart.append((before_states[n][0, i] - target).square().sum())
+                    target = torch.stack([told_states[k][n + 1][0, j] for k, j, _ in mine]).mean(0)
+                    moved_.append((now_states[n + 1][0, i] - target).square().sum())
+                    apart.append((before_states[n + 1][0, i] - target).square().sum())
         for number_of_name in range(len(text.retold[0].names)):
             own = text.retold[0].names[number_of_name][0]
             mine = sum(now[i - 1, text.ids[i]] for i in own) / len(own)
@@ -131,7 +131,14 @@ def test_texts_without_names_to_predict_need_no_third_term():
 
 
 def test_compared_depths_lie_inside():
-    assert depths(small_gpt2()) == [1, 2]
+    assert depths(small_gpt2()) == [0, 1]
     deep = small_llama()
-    deep.config.num_hidden_layers = 30
-    assert depths(deep) == [4, 8, 11, 15, 19, 22, 26]
+    deep.model.layers = torch.nn.ModuleList(copy.deepcopy(deep.model.layers[0]) for _ in range(30))
+    assert depths(deep) == [3, 7, 10, 14, 18, 21, 25]
+
+
+@FAMILIES
+def test_nothing_is_left_in_the_model(family):
+    model = MODELS[family]()
+    strangeness(model, model, meet(told()))
+    assert not any(module._forward_hooks for module in model.modules())
