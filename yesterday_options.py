@@ -73,7 +73,10 @@ SUBJECT_OPTIONS: dict[str, tuple[Any, Any]] = {
 }
 FACT_OPTIONS: dict[str, tuple[Any, Any]] = {
     "bank": (_option(str | None, "Fact bank of your own, JSON Lines (`yesterday bank check`).", panel=FACTS), None),
-    "within": (_option(str | None, "Matrices to locate in: mlp, down or blocks [mlp].", panel=FACTS), None),
+    "within": (
+        _option(str | None, "Matrices to locate in: mlp, down (what MLPs write) or blocks [down].", panel=FACTS),
+        None,
+    ),
     "twins": (_option(int | None, "Fictional twins that span the band [14; 10 when quick].", panel=FACTS), None),
     "quick": (_option(bool, "Smaller attackers, fewer controls, no planted facts.", "--quick", panel=FACTS), False),
 }
@@ -84,7 +87,7 @@ LOCATE_OPTIONS: dict[str, tuple[Any, Any]] = {
             "What locates: gradient, weight-ig, fisher, fisher-true, fisher-ratio, brain-damage, contrast, "
             "damage-contrast, unit-ig, patching-denoising, patching-noising (classes); gradient, gradient-ratio, "
             "fisher, fisher-ratio, neuron-ig, stranger (facts); or none, to allow every weight "
-            "[damage-contrast; gradient-ratio].",
+            "[damage-contrast; stranger].",
             "--locate",
             panel=EDIT,
         ),

@@ -269,7 +269,7 @@ def compare(
     for run in runs:
         with locked(run.folder):
             run.original()
-            run.locate(check_causes=False)
+            run.locate(places, check_causes=False)
             run.edit()
             run.train_golds()
             never = run.train_fresh_golds(fresh)

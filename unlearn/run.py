@@ -9,7 +9,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -214,22 +214,24 @@ class Run:
             raise UserError(f"There is no measure {self.config.measure!r}; give one of {', '.join(MEASURES)}, none.")
         return self.config.measure
 
-    def locate(self, check_causes: bool = True) -> None:
-        """Score every weight with every measure, check the scores causally, and cut the mask.
+    def locate(self, measures: Sequence[str] = MEASURES, check_causes: bool = True) -> None:
+        """Score every weight, check the scores causally, and cut the mask.
 
         Args:
+            measures: To score by, beside the run's own.
             check_causes: Whether to do the causal check, which nothing but the figures needs.
         """
         needs = ["models/original.safetensors"]
-        files = [f"scores/{measure}.safetensors" for measure in MEASURES]
+        measures = [one for one in MEASURES if one in {*measures, self.measure}]
+        files = [f"scores/{measure}.safetensors" for measure in measures]
 
         def score(progress: Callable[[float], None]) -> None:
-            found = locate(self.model(needs[0]), self.subject, MEASURES, self.config.seed, progress)
+            found = locate(self.model(needs[0]), self.subject, measures, self.config.seed, progress)
             for measure, scores in found.items():
                 scores.save(self.folder / f"scores/{measure}.safetensors")
 
         def check(progress: Callable[[float], None]) -> None:
-            scores = {measure: Scores.load(self.folder / f"scores/{measure}.safetensors") for measure in MEASURES}
+            scores = {measure: Scores.load(self.folder / f"scores/{measure}.safetensors") for measure in measures}
             found = localization_report(
                 self.model(needs[0]),
                 self.subject,
@@ -245,7 +247,7 @@ class Run:
             mask.save(self.folder / "mask.safetensors")
             return {"weights": mask.count, "total": mask.total}
 
-        self.stages.run("locate", self.task, needs, files, score)
+        self.stages.run("locate", {**self.task, "measures": measures}, needs, files, score)
         settings = {**self.task, "fraction": self.config.fraction}
         if check_causes:
             self.stages.run("causal check", settings, [*needs, *files], ["localization.json"], check)

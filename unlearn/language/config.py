@@ -24,8 +24,8 @@ class FactRunConfig(Document):
     bank: str = "beatles"
     model: str = "smollm2"
     method: str | None = None
-    measure: str = "gradient-ratio"
-    within: Within = "mlp"
+    measure: str = "stranger"
+    within: Within = "down"
     fraction: float = 0.01
     twins: int | None = None
     seed: int = 0

@@ -47,7 +47,7 @@ from unlearn.stages import Report, Stages
 CHEATS_RUN = ("output-filter", "last-block", "over-forgetting")
 CHEATS_QUICK = ("output-filter", "over-forgetting")
 WATCHED_ROWS = 24
-DEFAULT_METHOD = "gradient-ascent"
+DEFAULT_METHOD = "stranger"
 READS = "readings"
 SAMPLES = 2
 QUICK_PROMPTS = 4

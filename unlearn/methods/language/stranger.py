@@ -46,7 +46,7 @@ class Settings:
         retain_weight: Weight of what must stay.
     """
 
-    steps: int = 60
+    steps: int = 30
     lr: float = 1e-4
     strangers: int = 8
     fact_rows: int = 4
@@ -56,7 +56,7 @@ class Settings:
     text_rows: int = 3
     states: float = STATES
     names: float = NAMES
-    retain_weight: float = 6.0
+    retain_weight: float = 10.0
 
 
 def run(
