@@ -10,7 +10,9 @@ from small_models import small_gpt2, small_llama
 from torch import nn
 
 from analysis.subjects.language.encoding import token_ids
-from unlearn.methods.language import gradient_ascent, gradient_difference, npo, refusal, rmu, simnpo
+from analysis.subjects.language.renamed import fact_texts, name_texts, other_name_texts, retell
+from analysis.subjects.language.strangeness import meet, strangeness
+from unlearn.methods.language import gradient_ascent, gradient_difference, npo, refusal, rmu, simnpo, stranger
 from unlearn.methods.language.batches import fact_batches, kept_loss, last_token
 from unlearn.methods.language.blocks import blocks_of, down_mask, down_projection
 from unlearn.methods.language.rank_one import RIDGE, kept_moment, solved, subject_keys
@@ -152,6 +154,27 @@ def slow_rmu(model, original, settings):
     return sum(away) / len(away) + settings.alpha * sum(moved) / len(moved)
 
 
+def whole_divergence(work, original, sentences):
+    """Mean KL(original || work) over every predicted token of some sentences."""
+    found = []
+    for sentence in sentences:
+        ids = torch.tensor([token_ids(SUBJECT.tokenizer, sentence)])
+        now, before = (m(ids).logits[0, :-1].log_softmax(1) for m in (work, original))
+        found += (before.detach().exp() * (before.detach() - now)).sum(1)
+    return sum(found) / len(found)
+
+
+def slow_stranger(work, original, settings):
+    told = [*fact_texts(SUBJECT), *name_texts(SUBJECT.about)]
+    meeting = meet(retell(SUBJECT.tokenizer, SUBJECT.about, told, settings.strangers, 0))
+    kept = [f"{prompt} {fact.answer}" for fact in SUBJECT.retain for prompt in fact.train]
+    groups = [group for group in (kept, SUBJECT.texts, other_name_texts(SUBJECT)) if group]
+    apart = [whole_divergence(work, original, group) for group in groups]
+    return strangeness(work, original, meeting, settings.states, settings.names) + settings.retain_weight * (
+        sum(apart) / len(apart)
+    )
+
+
 ROWS = {"forget_rows": ALL, "steps": 1, "lr": LR}
 BOTH = ROWS | {"retain_rows": ALL, "text_rows": ALL}
 CASES = {
@@ -165,6 +188,22 @@ CASES = {
     "simnpo": (simnpo, simnpo.Settings(**BOTH, gamma=0.3, retain_weight=0.7), slow_simnpo),
     "refusal": (refusal, refusal.Settings(**BOTH, refusals=("the name of the river",)), slow_refusal),
     "rmu": (rmu, rmu.Settings(**BOTH, layer=1, alpha=3.0), slow_rmu),
+    "stranger": (
+        stranger,
+        stranger.Settings(
+            steps=1,
+            lr=LR,
+            strangers=3,
+            fact_rows=ALL,
+            name_rows=ALL,
+            retain_rows=ALL,
+            other_rows=ALL,
+            text_rows=ALL,
+            names=0.3,
+            retain_weight=0.7,
+        ),
+        slow_stranger,
+    ),
 }
 
 

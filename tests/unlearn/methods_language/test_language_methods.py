@@ -12,7 +12,9 @@ from analysis.attribution.fisher import fisher_diagonal, fisher_diagonal_vmap
 from analysis.errors import UserError
 from analysis.scores import Mask, Scores
 from analysis.subjects.language.encoding import IGNORED
+from analysis.subjects.language.renamed import fact_texts, name_texts, retell
 from analysis.subjects.language.scoring import mean_loss
+from analysis.subjects.language.strangeness import meet, strangeness
 from unlearn.methods.language import LANGUAGE_METHODS
 from unlearn.methods.language.batches import answers_before, drawn_rows, fact_batches
 from unlearn.methods.language.blocks import down_projection
@@ -142,6 +144,18 @@ def test_rmu_moves_the_subject_more_than_the_rest(model):
         now, before = (m(encoded.ids, output_hidden_states=True).hidden_states[2] for m in (edited, model))
         moved.append(float((now - before).detach()[encoded.labels != IGNORED].norm(dim=1).mean()))
     assert moved[0] > 1.5 * moved[1] > 0
+
+
+def test_the_subject_becomes_a_stranger_and_the_rest_stays(model):
+    told = retell(SUBJECT.tokenizer, SUBJECT.about, [*fact_texts(SUBJECT), *name_texts(SUBJECT.about)], 4, 9)
+    edited = run("stranger", model, None, steps=60, lr=1e-3, fact_rows=4, name_rows=4, retain_rows=4)
+    before, after = (float(strangeness(m, model, meet(told)).detach()) for m in (model, edited))
+    assert after < 0.8 * before
+    lost = {
+        name: float((answers_before(model, rows) - answers_before(edited, rows)).mean())
+        for name, rows in (("forget", SUBJECT.forget_encoded), ("retain", SUBJECT.retain_encoded))
+    }
+    assert lost["forget"] > 2 * abs(lost["retain"])
 
 
 def test_ascent_ends_at_the_ceiling(model):

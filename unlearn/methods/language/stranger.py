@@ -47,7 +47,7 @@ class Settings:
     """
 
     steps: int = 30
-    lr: float = 1e-4
+    lr: float = 7e-5
     strangers: int = 8
     fact_rows: int = 4
     name_rows: int = 4

@@ -4,8 +4,16 @@ import pytest
 from small_models import small_tokenizer
 
 from analysis.errors import UserError
-from analysis.subjects.language.bank import SubjectLine
-from analysis.subjects.language.renamed import OF_THINGS, SENTENCES, name_texts, retell
+from analysis.subjects.language.bank import Bank, Fact, SubjectLine, TextLine
+from analysis.subjects.language.facts import fact_subject
+from analysis.subjects.language.renamed import (
+    OF_THINGS,
+    SENTENCES,
+    fact_texts,
+    name_texts,
+    other_name_texts,
+    retell,
+)
 
 TOKENIZER = small_tokenizer()
 ABOUT = SubjectLine(
@@ -101,3 +109,30 @@ class Slow:
 def test_a_tokenizer_without_offsets_is_refused():
     with pytest.raises(UserError, match="fast tokenizer"):
         retell(Slow(), ABOUT, TEXTS, 2, 0)
+
+
+def fact(number, answer, wrong, kind="fact", split="edit"):
+    return Fact(
+        kind=kind, id=f"{kind}-{split}-{number}", relation="album", subject="John Lennon", answer=answer,
+        train=("John Lennon sang on", "John Lennon came from"), heldout=("Where was John Lennon?",), question="What?",
+        distractors=wrong, split=split,
+    )  # fmt: skip
+
+
+def test_names_that_stay_are_wrong_answers_to_facts_about_names():
+    facts = [
+        fact(0, "Abbey Road", ("Let It Bleed", "Pet Sounds", "John Lennon")),
+        fact(1, "Abbey Road", ("Pet Sounds", "Aftermath", "Tommy")),
+        fact(2, "the Beatles", ("the Kinks", "Pet Sounds", "the Who")),
+        fact(3, "Liverpool", ("Rome", "Paris", "London")),
+    ]
+    facts += [fact(n, "Abbey Road", ("Unseen", "Unheard", "Unread"), split="audit") for n in range(4)]
+    facts += [fact(0, "Rome", ("Paris", "London", "Oslo"), "far", split) for split in ("edit", "audit")]
+    texts = tuple(TextLine(kind="text", text="Rome is a city.", topic="generic", split=s) for s in ("edit", "audit"))
+    bank = Bank(ABOUT, tuple(facts), texts)
+    subject = fact_subject("small", bank, {one.id for one in facts}, TOKENIZER, 128)
+    expected = [s.format(name) for name in ("Let It Bleed", "Pet Sounds", "Aftermath", "Tommy") for s in OF_THINGS]
+    expected += [s.format(name) for name in ("the Kinks", "Pet Sounds", "the Who") for s in SENTENCES["band"]]
+    assert other_name_texts(subject) == expected
+    assert fact_texts(subject)[:2] == ["John Lennon sang on Abbey Road", "John Lennon came from Abbey Road"]
+    assert len(fact_texts(subject)) == 8
