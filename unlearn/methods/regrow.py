@@ -45,7 +45,7 @@ class Settings:
 
     steps: int = 900
     batch: int = 96
-    lr: float = 3e-3
+    lr: float = 2e-3
     labels: float = 0.5
     decay: float = 0.5
 
