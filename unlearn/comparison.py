@@ -12,7 +12,7 @@ from analysis.audit.report import AuditReport, Document
 from analysis.audit.verdict import audit
 from analysis.errors import UserError
 from analysis.files import write_text
-from analysis.localization import MEASURES
+from analysis.localization import MEASURES, LocalizationReport
 from unlearn.documents import RunConfig
 from unlearn.edit import Edit
 from unlearn.judging import CHEATS, OVERFORGETTING, cheat, checkpoints
@@ -41,6 +41,8 @@ class Row(Document):
         sd: By auditor, standard deviation over seeds (for golds: within a seed, mean over seeds).
         verdicts: One per seed (and, for fresh golds, per model).
         outside: By auditor that counts in that seed: how many seeds put it outside the band.
+        gain: How much better than chance what located it does in the causal check, mean over seeds
+            (`ablation.CausalScore`); None where that was not checked.
     """
 
     name: str
@@ -51,6 +53,12 @@ class Row(Document):
     sd: dict[str, float]
     verdicts: list[str]
     outside: dict[str, int]
+    gain: float | None = None
+
+    @property
+    def beyond(self) -> float:
+        """Auditors outside the band, mean over seeds."""
+        return sum(self.outside.values()) / max(1, len(self.verdicts))
 
 
 class Comparison(Document):
@@ -247,7 +255,8 @@ def compare(
         folder: Holds a run folder for each seed, `seed-N`, and then `comparison.json`.
         seeds: Each trains its own original and golds, and decides everything else random.
         methods: Which, as `unlearn.methods.named` reads them; none for the references alone.
-        places: What each may change: "none" for every weight, "random", or measures that locate.
+        places: What each may change: "none" for every weight, "random", or measures that locate; of more than one
+            measure the causal check is made too.
         fresh: Fresh golds per seed.
         report: Called with what is running and the share done.
 
@@ -266,10 +275,11 @@ def compare(
     reports, noted = [], []
     runs = [Run(config.model_copy(update={"seed": s}), folder / f"seed-{s}", _prefixed(report, s)) for s in seeds]
     cells = _cells(runs[0], asked, places)
+    several = len({*places} - {"none", "random"}) > 1
     for run in runs:
         with locked(run.folder):
             run.original()
-            run.locate(places, check_causes=False)
+            run.locate(places, check_causes=several)
             run.edit()
             run.train_golds()
             never = run.train_fresh_golds(fresh)
@@ -279,11 +289,24 @@ def compare(
     shown = {REFERENCES[0]: REFERENCES[:1], GOLD: [GOLD], FRESH: [f"{FRESH} {i}" for i in range(fresh)]}
     shown |= {name: [name] for name in REFERENCES[1:]}
     rows = [row_of(name, "", models, reports, noted) for name, models in shown.items() if models]
-    rows += [row_of(cell.method.name, cell.where, [cell.key], reports, noted) for cell in cells]
+    gains = _gains(runs) if several else {}
+    for cell in cells:
+        row = row_of(cell.method.name, cell.where, [cell.key], reports, noted)
+        rows.append(row.model_copy(update={"gain": gains.get(cell.place)}))
     found = Comparison(subject=runs[0].subject.name, seeds=list(seeds), golds=len(runs[0].golds), rows=rows, failed={})
     write_text(folder / "comparison.json", found.model_dump_json(indent=1))
     write_text(folder / "comparison.md", markdown(found))
     return found
+
+
+def _gains(runs: Sequence[Run]) -> dict[str, float]:
+    # By measure, over seeds; the random control is what gains are counted from.
+    reports = [
+        LocalizationReport.model_validate_json((run.folder / "localization.json").read_text(encoding="utf-8"))
+        for run in runs
+    ]
+    found = [{score.measure: score.mean for score in report.causal} for report in reports]
+    return {"random": 0.0} | {measure: fmean(one[measure] for one in found) for measure in found[0]}
 
 
 def _prefixed(report: Report, seed: int) -> Report:
@@ -313,12 +336,11 @@ def markdown(found: Comparison) -> str:
                 continue
             star = "*" if row.outside.get(auditor) else ""
             cells.append(f"{row.mean[auditor]:.3g} ± {row.sd[auditor]:.2g}{star}")
-        beyond = sum(row.outside.values()) / max(1, len(row.verdicts))
         counted = Counter(row.verdicts)
         said = ", ".join(
             f"{verdict} {n}x" if len(row.verdicts) > 1 else verdict for verdict, n in counted.most_common()
         )
-        cells += [f"{beyond:.1f}" if row.verdicts else "", said]
+        cells += [f"{row.beyond:.1f}" if row.verdicts else "", said]
         lines.append("| " + " | ".join(cells) + " |")
     never = "twins" if any(row.name == TWINS_MEAN for row in found.rows) else "golds"
     n = f"{len(found.seeds)} seeds ({', '.join(map(str, found.seeds))}), {found.golds} {never} each"

@@ -338,6 +338,7 @@ def test_a_method_is_named_with_settings_of_ones_own():
     mine = named("regrow:steps=7:decay=0:labels=1", METHODS)
     assert mine.settings == replace(usual.settings, steps=7, decay=0.0, labels=1.0)
     assert (mine.name, mine.run) == ("regrow:steps=7:decay=0:labels=1", usual.run)
+    assert named("regrow:fresh=false", METHODS).settings.fresh is False
     assert named("relabel:label=4", METHODS).settings.label == 4
     assert named("salun:lr=1e-3", METHODS).settings.lr == 1e-3
 
@@ -351,6 +352,7 @@ def test_a_method_is_named_with_settings_of_ones_own():
         ("regrow:steps", "no setting 'steps'"),
         ("regrow:steps=few", "takes a whole number, not 'few'"),
         ("regrow:lr=fast", "takes a number, not 'fast'"),
+        ("regrow:fresh=0", "takes true or false, not '0'"),
     ],
 )
 def test_a_method_that_is_not_there_is_refused_in_one_sentence(name, says):

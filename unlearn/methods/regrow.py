@@ -41,6 +41,7 @@ class Settings:
         lr: Adam's learning rate at the first step.
         labels: Share of the true label in the target, in [0, 1]; the rest is the original's opinion.
         decay: Weight decay (decoupled) inside the mask.
+        fresh: Draw the masked weights afresh; without, they go on from the original's (to see what the draw does).
     """
 
     steps: int = 900
@@ -48,6 +49,7 @@ class Settings:
     lr: float = 2e-3
     labels: float = 0.5
     decay: float = 0.5
+    fresh: bool = True
 
 
 def run(
@@ -89,6 +91,6 @@ def run(
         falling(settings.lr, settings.steps),
         weight_decay=settings.decay,
         watch=watch,
-        start=seeded(subject.network.make, seed),
+        start=seeded(subject.network.make, seed) if settings.fresh else None,
         adapt=True,
     )

@@ -1,0 +1,72 @@
+"""Does a better causal locator give a better erasure? Causal gain against auditors outside, for each place."""
+
+from figures.artefacts import Missing
+from figures.pareto import Compared, open_comparison
+from figures.style import CONTROL, EDITED, Drawing, canvas, finish, styled
+from figures.words import plural
+
+TITLE = "Locating and erasing: where a measure points, and what is left after editing there"
+FEWEST = 4
+"""Measures for which a rank correlation says anything."""
+
+
+@styled
+def draw(run: Compared) -> Drawing:
+    """Draw, for the method that was tried at most places, how its places locate and erase.
+
+    Args:
+        run: The comparison.
+
+    Returns:
+        A point per measure, the random control, and Spearman's rank correlation over the measures.
+
+    Raises:
+        Missing: No method was tried at four or more located places.
+    """
+    from scipy import stats
+
+    found = run.found
+    tried = [row for row in found.rows if row.gain is not None]
+    counts = {row.name: sum(other.name == row.name for other in tried) for row in tried}
+    name = max(counts, key=lambda one: counts[one], default="")
+    rows = [row for row in tried if row.name == name]
+    measured = [row for row in rows if " at random" not in row.where]
+    if len(measured) < FEWEST:
+        raise Missing(
+            f"{run.folder} compares no method at {FEWEST} or more places; give `yesterday compare` more measures with "
+            "--locate."
+        )
+    correlation = stats.spearmanr([row.gain for row in measured], [row.beyond for row in measured])
+    rho, p = float(correlation.statistic), float(correlation.pvalue)
+
+    figure = canvas(height=4.2)
+    axes = figure.subplots()
+    shares = {row.where.partition(" ")[0] for row in rows}
+    taken: list[tuple[float, float]] = []
+    for row in sorted(rows, key=lambda one: (one.gain or 0.0, one.beyond)):
+        x, y = row.gain or 0.0, row.beyond
+        colour = EDITED if row in measured else CONTROL
+        axes.plot(x, y, "o", color=colour, ms=8, mec="white")
+        label = row.where.partition(" ")[2]
+        near = sum(abs(x - a) < 0.16 and abs(y - b) < 0.9 for a, b in taken)
+        axes.annotate(label, (x, y), (8, -3 - 11 * near), textcoords="offset points", fontsize=8, color=colour)
+        taken.append((x, y))
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, high + 0.25 * (high - low))
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]) - 0.5)
+    axes.set_xlabel("causal gain over random weights when set to zero   (right: locates better)")
+    axes.set_ylabel("auditors outside the gold band   (down: erases better)")
+    told = "; ".join(f"{row.where} gain {row.gain:.2f}, {row.beyond:.1f} outside" for row in rows)
+    caption = (
+        f"{found.subject}, {name} on {' and '.join(sorted(shares))} of the weights: means over "
+        f"{plural(len(found.seeds), 'seed')} ({', '.join(map(str, found.seeds))}), {found.golds} golds each. "
+        f"Spearman's rank correlation over {plural(len(measured), 'measure')}: {rho:+.2f} (p {p:.2f}); a good "
+        "locator that erased well would make it negative."
+    )
+    return finish(figure, TITLE, caption, f"Points for {plural(len(rows), 'place')} of {name}. {told}.")
+
+
+if __name__ == "__main__":
+    from figures.save import script_for
+
+    raise SystemExit(script_for(open_comparison, "figures.places", draw))
