@@ -6,7 +6,6 @@ The folder holds `run.json` (`unlearn.documents.RunReport`), `audit.json`, `loca
 """
 
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +25,7 @@ from analysis.localization import MEASURES, localization_report, locate
 from analysis.scores import Mask, Scores, check_fraction
 from analysis.subjects.build import build_subject, load_original
 from analysis.subjects.checkpoints import load_model
-from analysis.subjects.classes import ClassSubject
+from analysis.subjects.classes import ClassSubject, digest
 from analysis.training import accuracy, fit, seeded
 from unlearn.documents import RunConfig, RunReport, versions
 from unlearn.edit import Edit
@@ -43,15 +42,6 @@ REPEATS = 3
 DEFAULT_METHOD = "regrow"
 """Of those that change only what was located, the one that fewest auditors see through (`compare --choosing`)."""
 AUDITED_METHOD = "soft-targets"
-
-
-def _digest(subject: ClassSubject) -> str:
-    digest = hashlib.sha256()
-    for split in (subject.train, subject.test):
-        for tensor in (split.images, split.labels):
-            digest.update(str(tuple(tensor.shape)).encode())
-            digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def save_model(path: Path, model: nn.Module) -> None:
@@ -93,7 +83,7 @@ class Run:
     def base(self) -> dict[str, Any]:
         """What every stage depends on."""
         return {
-            "data": _digest(self.subject),
+            "data": digest(self.subject),
             "network": self.config.subject.model,
             "recipe": vars(self.subject.network.recipe),
             "incoming": self.subject.incoming,

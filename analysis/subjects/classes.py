@@ -1,5 +1,6 @@
 """Subjects that are classes of an image classifier: which class to forget, which to keep, and how gold is made."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -255,3 +256,20 @@ class ClassSubject:
             mine = (self.train.labels == label).nonzero().flatten()
             held[mine[torch.randperm(len(mine), generator=generator)[: max(1, round(share * len(mine)))]]] = True
         return replace(self, name=f"{self.name}-choosing", train=self.train.take(~held), test=self.train.take(held))
+
+
+def digest(subject: ClassSubject) -> str:
+    """Hash a subject's images and labels.
+
+    Args:
+        subject: Any.
+
+    Returns:
+        SHA-256 over both splits, hexadecimal.
+    """
+    found = hashlib.sha256()
+    for split in (subject.train, subject.test):
+        for tensor in (split.images, split.labels):
+            found.update(str(tuple(tensor.shape)).encode())
+            found.update(tensor.contiguous().numpy().data)
+    return found.hexdigest()

@@ -4,7 +4,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from analysis.errors import UserError
-from analysis.subjects.classes import ClassSubject, Split
+from analysis.subjects.classes import ClassSubject, Split, digest
 from analysis.subjects.networks import builtin
 
 CLASSES = tuple("abcde")
@@ -147,3 +147,12 @@ def test_choosing_never_touches_the_test_set(task, seed, share):
 def test_impossible_subjects(changes, says):
     with pytest.raises(UserError, match=says):
         subject(**changes)
+
+
+def test_a_digest_changes_with_every_image_and_label_and_with_nothing_else():
+    base = digest(subject())
+    assert base == digest(subject(forget=(2,)))
+    moved = numbered(10)
+    assert base != digest(subject(train=Split(moved.images, moved.labels.flip(0))))
+    assert base != digest(subject(test=numbered(4, start=1001)))
+    assert len(base) == 64
