@@ -103,7 +103,7 @@ def test_someone_elses_edit_can_be_audited(
     finished: Path, lab: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("YESTERDAY_CACHE", str(finished.parent / "cache"))
-    asked = ["audit", "--bank", lab[1], "--quick", "--twins", 3, "--threads", 1, "--out", tmp_path / "run", "--quiet"]
+    asked = ["audit", "--bank", lab[1], "--quick", "--twins", 8, "--threads", 1, "--out", tmp_path / "run", "--quiet"]
     assert call(*asked, "--original", lab[0], "--candidate", finished / "model") == 0
     mine, theirs = (json.loads((folder / "audit.json").read_text()) for folder in (finished, tmp_path / "run"))
     assert theirs["audits"]["edited"]["verdict"] == mine["audits"]["edited"]["verdict"]
@@ -244,7 +244,7 @@ def test_methods_are_compared_with_controls(
         "simnpo",
         "neuron-ablation",
     }
-    assert rows["neuron-ablation", "5% gradient-ratio"]["changed"] == pytest.approx(0.05, rel=0.02)
+    assert rows["neuron-ablation", "5% stranger"]["changed"] == pytest.approx(0.05, rel=0.02)
     assert {("simnpo", "5% at random"), ("simnpo", "5% in block 0")} <= rows.keys()
     assert "| simnpo | all |" in (tmp_path / "table" / "comparison.md").read_text()
     assert (tmp_path / "table" / "figures" / "pareto.png").is_file()
