@@ -12,6 +12,7 @@ from analysis.subjects.classes import ClassSubject, Recipe, Split
 from analysis.subjects.networks import builtin
 from analysis.training import accuracy, fit, logits_of
 from unlearn.methods import METHODS, named
+from unlearn.methods.regrow import FRESH
 from unlearn.methods.relabel import Settings as Relabel
 from unlearn.methods.salun import top_within
 from unlearn.methods.ssd import dampened
@@ -316,7 +317,7 @@ def test_reinitialised_weights_start_from_a_fresh_draw_inside_the_mask(small):
     method, mask, states = METHODS["regrow"], some_weights(model), {}
     method.run(model, subject, mask, 11, short(method), lambda step, m: states.update({step: state_bytes(m)}))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(11)
+        torch.manual_seed(FRESH + 11)
         fresh = subject.network.make()
     expected = {
         n: torch.where(mask.bits[n], p.detach(), q.detach())
@@ -360,13 +361,23 @@ def test_a_method_that_is_not_there_is_refused_in_one_sentence(name, says):
         named(name, METHODS)
 
 
+def test_what_is_regrown_is_not_rewound_to_where_the_original_began(small):
+    subject, model = small["mlp", "forget"]
+    own = fit(subject.network.make, subject.train, replace(subject.network.recipe, epochs=0), [0])[0]
+    begun = METHODS["regrow"].run(
+        model, subject, None, 0, replace(METHODS["regrow"].settings, steps=1, lr=0.0, decay=0.0), None
+    )
+    for mine, theirs in zip(begun.parameters(), own.parameters(), strict=True):
+        assert (mine != theirs).float().mean() > 0.99
+
+
 def test_what_is_regrown_learns_from_labels_and_opinion_in_the_asked_shares(small):
     # One step of plain descent from the fresh draw, against the loss written out.
     subject, model = small["mlp", "forget"]
     settings = replace(METHODS["regrow"].settings, steps=1, batch=10**6, labels=0.25, decay=0.0, lr=1e-3)
     edited = METHODS["regrow"].run(model, subject, None, 3, settings, None)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
+        torch.manual_seed(FRESH + 3)
         work = subject.network.make().eval()
     kept = subject.retain_train
     with torch.no_grad():

@@ -4,7 +4,8 @@
 
 theta_m are the masked weights, z_0 the original's logits, a is `labels`. Forgotten images are never shown, as to a gold
 model: a weight that was drawn afresh can't know them. What can are the weights outside, so the mask has to hold those
-that are large *and* matter for the class (`brain-damage`): small ones are still near their own initialisation.
+that are large *and* carry the class (`damage-contrast`): small ones are still near their own initialisation. It has to
+be another draw than the original's own: rewound to that, weights fit the ones around them, and the class shows more.
 
 Weight decay inside the mask and the half-soft teacher keep few weights from growing sharper than a whole net's would:
 without them the hidden layers drift away from the golds'. Where a batch normalisation's scale and shift lie in the mask
@@ -30,6 +31,9 @@ from analysis.training import seeded
 from unlearn.methods.targets import certain, without_forgotten
 from unlearn.optimize import Watch, batches, descend, falling
 
+FRESH = 700_000
+"""Added to the seed of the draw: an original trained from the same seed began with that seed's own draw."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -46,7 +50,7 @@ class Settings:
 
     steps: int = 900
     batch: int = 96
-    lr: float = 2e-3
+    lr: float = 3e-3
     labels: float = 0.5
     decay: float = 0.5
     fresh: bool = True
@@ -91,6 +95,6 @@ def run(
         falling(settings.lr, settings.steps),
         weight_decay=settings.decay,
         watch=watch,
-        start=seeded(subject.network.make, seed) if settings.fresh else None,
+        start=seeded(subject.network.make, FRESH + seed) if settings.fresh else None,
         adapt=True,
     )
