@@ -196,14 +196,15 @@ def compare(
     from unlearn.requests import about_facts, refuse, run_folder
 
     facts = about_facts(subject, options)
-    places = (options["measure"] or "none,damage-contrast").split(",")
+    places = ("none,damage-contrast" if options["measure"] is None else options["measure"]).split(",")
     if not facts:
         options = {**options, "measure": next((p for p in places if p not in {"none", "random"}), None)}
     config = _config(subject, options)
     refuse({"fresh": fresh} if facts else {"where": where}, ("fresh", "where"), "facts" if facts else "classes")
     _threads(options["threads"] or (2 if facts else 1))
     folder = run_folder(config, options["out"], "compare-")
-    every = tuple(LANGUAGE_METHODS if facts else METHODS)
+    task = "both" if options["replace_with"] is None else "replace"
+    every = tuple(LANGUAGE_METHODS if facts else (n for n, m in METHODS.items() if m.task in {"forget", "both", task}))
     wanted = {"all": every, "none": ()}.get(methods, tuple(methods.split(",")))
     with progress_bars(options["quiet"] or options["as_json"]) as report:
         chosen = range(options["seed"], options["seed"] + seeds)

@@ -163,7 +163,7 @@ def score(model: nn.Module, subject: FactSubject, measure: str, within: Within, 
     if measure == "stranger":
         some = replace(subject, forget=tuple(_drawn(subject.forget, most, seed)))
         texts = [*fact_texts(some), *name_texts(subject.about)]
-        told = retell(subject.tokenizer, subject.about, texts, STRANGERS, seed)
+        told = retell(subject.tokenizer, subject.about, texts, STRANGERS, seed, subject.longest)
         found = _strange_gradient(model, told, names, seed)
         return Scores({name: value.abs() for name, value in found.items()}, "parameter", measure, "1")
     gone = encode_facts(subject.tokenizer, _drawn(subject.forget, most, seed), "train", subject.longest)
@@ -256,23 +256,26 @@ def layer_mask(model: nn.Module, names: Sequence[str], block: str, count: int, s
 
     Args:
         model: The model.
-        names: Candidate matrices.
+        names: Candidate matrices; where those of the block are too few, all its matrices are candidates.
         block: Name of the block.
         count: How many weights.
         seed: Of the draw.
 
     Returns:
-        The mask; None where the block has too few candidates.
+        The mask; None where the block has too few weights.
     """
-    mine = [name for name in names if name.startswith(f"{block}.")]
-    sizes = [dict(model.named_parameters())[name].numel() for name in mine]
-    if sum(sizes) < count:
+    parameters = dict(model.named_parameters())
+    for pool in (names, candidates(model, "blocks")):
+        mine = [name for name in pool if name.startswith(f"{block}.")]
+        sizes = [parameters[name].numel() for name in mine]
+        if sum(sizes) >= count:
+            break
+    else:
         return None
     generator = torch.Generator().manual_seed(seed)
     flat = torch.zeros(sum(sizes), dtype=torch.bool)
     flat[torch.randperm(len(flat), generator=generator)[:count]] = True
-    shapes = [dict(model.named_parameters())[name].shape for name in mine]
-    return Mask({n: bits.view(s) for n, bits, s in zip(mine, flat.split(sizes), shapes, strict=True)})
+    return Mask({n: bits.view(parameters[n].shape) for n, bits in zip(mine, flat.split(sizes), strict=True)})
 
 
 def by_layer(model: nn.Module, mask: Mask) -> list[float]:

@@ -178,7 +178,7 @@ def locate(
 
     - "gradient", "fisher", "fisher-true": of the cross-entropy on images to forget; never negative. They say what
       matters for these images, whether or not it matters for the others as well.
-    - "fisher-ratio": the true Fisher on images to forget over that on images to keep; the only one that contrasts.
+    - "fisher-ratio": the true Fisher on images to forget over that on images to keep; what both need drops out.
     - "brain-damage": what deleting a weight would cost on images to forget: the true Fisher times the weight's square.
     - "contrast": how differently a connection is fed by images to forget and images to keep, times its weight: what a
       probe of the layer can read, whether or not the output uses it.

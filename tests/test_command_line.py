@@ -146,15 +146,26 @@ def test_two_checkpoints_and_golds_of_ones_own_are_audited(
 
 def test_compare_sets_methods_beside_references(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "compared"
-    asked = ["--methods", "relabel,regrow:steps=30:decay=0", "--locate", "none,random,fisher-ratio", "--fraction", 0.05]
+    asked = [
+        "--methods",
+        "relabel,regrow:steps=30:decay=0",
+        "--locate",
+        "none,random,fisher-ratio,contrast",
+        "--fraction",
+        0.05,
+    ]
     assert call("compare", "digit-6", *QUICK, "--seeds", 2, *asked, "--out", out, "--json") == 0
     table = json.loads(capsys.readouterr().out)
     rows = {(row["name"], row["where"]): row for row in table["rows"]}
     assert set(rows) >= {("original", ""), ("gold (mean)", ""), ("fresh gold", ""), ("logit-mask", "")}
     assert rows["relabel", "all"]["verdicts"] != ["erased", "erased"]
-    for method, changed in (("relabel", 1.0), ("regrow:steps=30:decay=0", 1.0)):
-        for place, most in (("all", changed), ("5% at random", 0.051), ("5% fisher-ratio", 0.051)):
-            assert 0 < rows[method, place]["changed"] <= most
+    for method in ("relabel", "regrow:steps=30:decay=0"):
+        for place in ("5% at random", "5% fisher-ratio", "5% contrast"):
+            assert 0 < rows[method, place]["changed"] <= 0.051
+        assert rows[method, "all"]["changed"] > 0.9
+        gains = {place: rows[method, place]["gain"] for place in ("all", "5% at random", "5% fisher-ratio")}
+        assert (gains["all"], gains["5% at random"]) == (None, 0.0)
+        assert gains["5% fisher-ratio"] > rows[method, "5% contrast"]["gain"]
     assert rows["original", ""]["verdicts"] == ["remembered", "remembered"]
     written = (out / "comparison.md").read_text()
     assert written.count("\n| ") == len(table["rows"])
@@ -198,8 +209,13 @@ def test_choosing_never_touches_the_test_images(finished: Path, tmp_path: Path) 
 BAD = {
     "unknown method": (["run", "digit-6", "--method", "regrov"], "did you mean regrow"),
     "unknown setting": (["run", "digit-6", "--method", "regrow:step=3"], "no setting 'step'"),
-    "wrong setting": (["compare", "digit-6", "--methods", "regrow:steps=few"], "takes a whole number, not 'few'"),
+    "wrong setting": (
+        ["compare", "digit-6", "--methods", "regrow:steps=few"],
+        "takes a whole number of at least 0, not 'few'",
+    ),
     "unknown place": (["compare", "digit-6", "--methods", "regrow", "--locate", "none,here"], "no measure 'here'"),
+    "idle method": (["compare", "digit-6", "--methods", "retrain", "--locate", "gradient"], "leave it out"),
+    "no place": (["compare", "digit-6", "--methods", "regrow", "--locate", ""], "no measure ''"),
     "unknown class": (["run", "digit-11"], "no class '11'"),
     "unknown subject": (["run", "beetles"], "no subject 'beetles'"),
     "fraction 0": (["run", "digit-6", "--fraction", "0"], "fraction"),

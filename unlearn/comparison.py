@@ -16,7 +16,7 @@ from analysis.localization import MEASURES, LocalizationReport
 from unlearn.documents import RunConfig
 from unlearn.edit import Edit
 from unlearn.judging import CHEATS, OVERFORGETTING, cheat, checkpoints
-from unlearn.methods import METHODS, Method, named
+from unlearn.methods import METHODS, Method, named, slug
 from unlearn.run import Run, save_model
 from unlearn.stages import Report, locked
 
@@ -34,7 +34,7 @@ class Row(Document):
 
     Attributes:
         name: Of the method or model.
-        where: What it might change: "all", e.g. "5% fisher-ratio", or "" for references.
+        where: What it might change: "all", e.g. "20% damage-contrast", or "" for references.
         changed: Share of the weights that it changed, mean over seeds; None for references.
         seconds: Time of the edit, mean over seeds; None for references.
         mean: By auditor, mean over seeds.
@@ -98,7 +98,7 @@ class Cell:
     @property
     def key(self) -> str:
         """A name for its stage and file."""
-        return f"{self.method.name}-{self.place}".replace(":", "_")
+        return f"{slug(self.method.name)}-{self.place}"
 
 
 def _cells(run: Run, methods: Sequence[Method], places: Sequence[str]) -> list[Cell]:
@@ -139,6 +139,7 @@ def _edits(run: Run, cells: Sequence[Cell]) -> dict[str, dict[str, float]]:
             return {"changed": edit.count / edit.total}
 
         needs = ["models/original.safetensors", "mask.safetensors"]
+        needs += [f"scores/{cell.place}.safetensors"] if cell.place in MEASURES else []
         facts = run.stages.run(cell.key, settings, needs, [f"cells/{cell.key}.safetensors"], work)
         noted[cell.key] = {**facts, "seconds": run.stages.records[cell.key]["seconds"]}
     return noted
@@ -267,7 +268,8 @@ def compare(
         UserError: There is no such method or measure.
     """
     check_seeds(seeds)
-    asked = [named(name, METHODS) for name in methods]
+    asked = [named(name, METHODS) for name in dict.fromkeys(methods)]
+    places = list(dict.fromkeys(places))
     elsewhere = [place for place in places if place not in {*MEASURES, "none", "random"}]
     if elsewhere or not places:
         known = ", ".join([*MEASURES, "none", "random"])
@@ -275,6 +277,12 @@ def compare(
     reports, noted = [], []
     runs = [Run(config.model_copy(update={"seed": s}), folder / f"seed-{s}", _prefixed(report, s)) for s in seeds]
     cells = _cells(runs[0], asked, places)
+    idle = next((method.name for method in asked if all(cell.method is not method for cell in cells)), None)
+    if idle is not None:
+        raise UserError(
+            f"The method {idle!r} can't do this at {', '.join(places)}; leave it out, or give --replace-with to "
+            "replace a class and --locate none to change every weight."
+        )
     several = len({*places} - {"none", "random"}) > 1
     for run in runs:
         with locked(run.folder):

@@ -6,7 +6,7 @@ outside the mask are zeroed, and after every step whatever lies outside is put b
 """
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -219,6 +219,7 @@ def descend(
     else:
         stepper = torch.optim.AdamW(trained, lr=0.0, weight_decay=weight_decay)
     good = [values.detach().clone() for values in trained]
+    held = {name: copy.deepcopy(work.get_submodule(name).state_dict()) for name in live}
     taken = watched = 0 if start is None else 1
 
     def show(step: int) -> None:
@@ -239,10 +240,11 @@ def descend(
         (-value if maximise else value).backward()
         gradients = [slot.gradient() for slot in slots]
         if not all(bool(torch.isfinite(number).all()) for number in (value, *gradients)):
-            raise Diverged(_finished(work, model, slots, good, live), max(0, step - 1))
+            raise Diverged(_last_good(work, model, slots, good, held), max(0, step - 1))
         for values, gradient, last in zip(trained, gradients, good, strict=True):
             last.copy_(values.detach())
             values.grad = gradient
+        held = {name: copy.deepcopy(work.get_submodule(name).state_dict()) for name in live}
         if clip is not None:
             nn.utils.clip_grad_norm_(trained, clip)
         for group in stepper.param_groups:
@@ -255,7 +257,7 @@ def descend(
         if taken % WATCH_EVERY == 0:
             show(taken)
     if not all(bool(torch.isfinite(values).all()) for values in trained):
-        raise Diverged(_finished(work, model, slots, good, live), max(0, taken - 1))
+        raise Diverged(_last_good(work, model, slots, good, held), max(0, taken - 1))
     if watched != taken:
         show(taken)
     return _finished(work, model, slots, trained, live)
@@ -273,6 +275,18 @@ def _folded(work: nn.Module, original: nn.Module, live: Collection[str]) -> nn.M
     shown = copy.deepcopy(work).eval()
     fold(shown, original, live)
     return shown
+
+
+def _last_good(
+    work: nn.Module,
+    original: nn.Module,
+    slots: Sequence[_Slot],
+    values: Sequence[torch.Tensor],
+    held: Mapping[str, dict[str, torch.Tensor]],
+) -> nn.Module:
+    for name, state in held.items():
+        work.get_submodule(name).load_state_dict(state)
+    return _finished(work, original, slots, values, tuple(held))
 
 
 def _finished(

@@ -252,7 +252,7 @@ class Run:
                 run's own measure.
 
         Returns:
-            The mask; what `_room` needs is part of it and of the fraction.
+            The mask; what `_room` needs is part of it and counts, but never takes more than half of the fraction.
         """
         model, fraction = self.model("models/original.safetensors"), self.config.fraction
         if measure == "random":

@@ -14,18 +14,19 @@ from analysis.attribution.running import place, run, undisturbed
 from analysis.errors import UserError
 from analysis.scores import Scores
 
-LINEAR = (nn.Linear,)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CHUNK = 1024
 
 
 def _weighted(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    return ((name, m) for name, m in model.named_modules() if isinstance(m, LINEAR + CONVOLUTIONS))
+    # Parametrised layers (weight norm) have no weight of their own to score.
+    plain = (nn.Linear, *CONVOLUTIONS)
+    return ((n, m) for n, m in model.named_modules() if isinstance(m, plain) and "weight" in m._parameters)
 
 
 @torch.no_grad()
-def _mean_inputs(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
-    # Mean input over samples of every call of every layer, calls along a new first dimension.
+def _mean_inputs(model: nn.Module, images: torch.Tensor) -> dict[str, list[torch.Tensor]]:
+    # Mean input over samples of every call of every layer.
     sums: dict[str, list[torch.Tensor]] = {}
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model, parameters=False))
@@ -37,18 +38,27 @@ def _mean_inputs(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tens
                     def hook(
                         _: nn.Module,
                         inputs: tuple[torch.Tensor, ...],
+                        named: dict[str, torch.Tensor],
                         name: str = name,
                         calls: dict[str, list[torch.Tensor]] = calls,
                     ) -> None:
-                        calls.setdefault(name, []).append(inputs[0].sum(0) / len(images))
+                        calls.setdefault(name, []).append((*inputs, *named.values())[0].sum(0) / len(images))
 
-                    hooks.callback(module.register_forward_pre_hook(hook).remove)
+                    hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
                 with torch.no_grad():
                     run(model, part)
             for name, found in calls.items():
                 before = sums.get(name)
                 sums[name] = found if before is None else [a + b for a, b in zip(before, found, strict=True)]
-    return {name: torch.stack(found) for name, found in sums.items()}
+    return sums
+
+
+def _apart(module: nn.Module, gone: list[torch.Tensor], kept: list[torch.Tensor]) -> torch.Tensor:
+    # Root mean square, over positions and calls, of the difference of each input's means.
+    axis = 0 if isinstance(module, CONVOLUTIONS) else -1
+    moved = [(a - b).square().movedim(axis, 0) for a, b in zip(gone, kept, strict=True)]
+    squares = [one.reshape(len(one), -1) for one in moved]
+    return torch.cat(squares, 1).mean(1).sqrt()
 
 
 def contrast(model: nn.Module, forget: torch.Tensor, retain: torch.Tensor) -> Scores:
@@ -78,13 +88,10 @@ def contrast(model: nn.Module, forget: torch.Tensor, retain: torch.Tensor) -> Sc
     for name, module in _weighted(model):
         if name in gone:
             weight = module.get_parameter("weight")
-            difference = (gone[name] - kept[name]).square()
+            each = _apart(module, gone[name], kept[name])
             if isinstance(module, CONVOLUTIONS):
-                each = difference.transpose(0, 1).flatten(1).mean(1).sqrt().view(module.groups, -1)
-                each = each.repeat_interleave(len(weight) // module.groups, 0)
+                each = each.view(module.groups, -1).repeat_interleave(len(weight) // module.groups, 0)
                 each = each.view(*weight.shape[:2], *[1] * (weight.dim() - 2))
-            else:
-                each = difference.flatten(0, -2).mean(0).sqrt()
             values[owners[id(weight)]] += weight.detach().abs() * each
     return Scores({name: value.cpu() for name, value in values.items()}, "parameter", "contrast", "output")
 

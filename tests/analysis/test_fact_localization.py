@@ -19,6 +19,7 @@ from analysis.fact_localization import (
     candidates,
     fact_localization,
     gradients,
+    layer_mask,
     mask_of,
     score,
 )
@@ -369,9 +370,22 @@ def test_located_weights_of_a_taught_model_matter_more_than_others():
     assert report.causal[0].mean > 0
 
 
-def test_a_block_with_too_few_candidates_is_left_out_of_the_sweep():
+def test_a_block_with_too_few_candidates_lends_its_other_matrices():
     model = small_gpt2()
-    share = 1.5 * 32 * 128 / sum(p.numel() for p in model.parameters())
+    names, block = candidates(model, "down"), anatomy(model).blocks[1]
+    few = layer_mask(model, names, block, 32 * 128, 0)
+    more = layer_mask(model, names, block, 32 * 128 + 1, 0)
+    assert [name for name, bits in few.bits.items() if bits.any()] == [f"{block}.mlp.c_proj.weight"]
+    assert more.count == 32 * 128 + 1
+    assert sum(bool(bits.any()) for bits in more.bits.values()) > 1
+    assert all(name.startswith(f"{block}.") for name in more.bits)
+    assert layer_mask(model, names, block, 10**6, 0) is None
+
+
+def test_a_block_with_too_few_weights_is_left_out_of_the_sweep():
+    model = small_gpt2()
+    block = sum(p.numel() for n, p in model.named_parameters() if n in candidates(model, "blocks")) / 3
+    share = 1.5 * block / sum(p.numel() for p in model.parameters())
     report = fact_localization(model, SUBJECT, 0.01, "down", ["gradient"], fractions=(0.01, share), seeds=(0,), every=3)
     (sweep,) = [curve for curve in report.curves if curve.control == "layer"]
     assert sweep.x == [0.01]

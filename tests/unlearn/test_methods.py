@@ -351,9 +351,12 @@ def test_a_method_is_named_with_settings_of_ones_own():
         ("xyz", "give one of relabel"),
         ("regrow:step=3", "no setting 'step'"),
         ("regrow:steps", "no setting 'steps'"),
-        ("regrow:steps=few", "takes a whole number, not 'few'"),
-        ("regrow:lr=fast", "takes a number, not 'fast'"),
+        ("regrow:steps=few", "takes a whole number of at least 0, not 'few'"),
+        ("regrow:lr=fast", "takes a number of at least 0, not 'fast'"),
         ("regrow:fresh=0", "takes true or false, not '0'"),
+        ("regrow:decay=-1", "a number of at least 0, not '-1'"),
+        ("regrow:lr=nan", "a number of at least 0, not 'nan'"),
+        ("retrain:steps=1", "it has none at all"),
     ],
 )
 def test_a_method_that_is_not_there_is_refused_in_one_sentence(name, says):

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from analysis.scores import Mask
 from unlearn.normalisation import adaptable, fold
-from unlearn.optimize import batches, descend
+from unlearn.optimize import Diverged, batches, descend
 
 
 class Net(nn.Module):
@@ -109,4 +109,20 @@ def test_an_adapting_edit_stays_inside_its_mask(made):
     for (name, mine), theirs in zip(edited.named_parameters(), model.parameters(), strict=True):
         assert torch.equal(mine, theirs) != bool(mask.bits[name].all())
     for mine, theirs in zip(edited.buffers(), model.buffers(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_what_diverged_leaves_the_last_good_function(made):
+    model, x, y = made
+    drawn = list(batches((x, y), 20, 6, 3))
+    bad = [*drawn[:4], (drawn[4][0] * float("nan"), drawn[4][1])]
+    with pytest.raises(Diverged) as caught:
+        descend(model, bad, loss, None, 0.01, adapt=True)
+    left = caught.value.model
+    assert caught.value.step == 3
+    assert all(parameter.isfinite().all() for parameter in left.parameters())
+    expected = descend(model, drawn[:3], loss, None, 0.01, adapt=True)
+    # The statistics are one batch ahead of the weights, as running statistics are.
+    assert (left(x) - expected(x)).abs().max() < 0.5
+    for mine, theirs in zip(left.buffers(), model.buffers(), strict=True):
         assert torch.equal(mine, theirs)

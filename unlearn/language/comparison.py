@@ -16,7 +16,7 @@ from unlearn.language.config import FactRunConfig
 from unlearn.language.prepare import is_lab, words_of
 from unlearn.language.references import load_readings, save_readings
 from unlearn.language.run import FactRun, state_of
-from unlearn.methods import named
+from unlearn.methods import named, slug
 from unlearn.methods.language import LANGUAGE_METHODS
 from unlearn.stages import Report, locked
 
@@ -29,19 +29,19 @@ def _cells(run: FactRun, methods: Sequence[str], wheres: Collection[str]) -> dic
     c = run.config
     words = {"all": "all", "mask": f"{100 * c.fraction:g}% {c.measure}"}
     cells = {
-        f"{name}-{where}": (name, words[where])
+        f"{slug(name)}-{where}": (name, words[where])
         for name in methods
         for where in WHERE
-        if where in wheres and not (name == "neuron-ablation" and where == "all")
+        if where in wheres and not (name.partition(":")[0] == "neuron-ablation" and where == "all")
     }
     if not methods:
         return cells
     name = run.method.name if run.method.name in methods else methods[0]
     if "random" in wheres:
-        cells |= {f"{name}-random": (name, f"{100 * c.fraction:g}% at random")}
+        cells |= {f"{slug(name)}-random": (name, f"{100 * c.fraction:g}% at random")}
     if "layers" in wheres:
         blocks = range(0, len(anatomy(run.language.model).blocks), SWEEP)
-        cells |= {f"{name}-block-{block}": (name, f"{100 * c.fraction:g}% in block {block}") for block in blocks}
+        cells |= {f"{slug(name)}-block-{block}": (name, f"{100 * c.fraction:g}% in block {block}") for block in blocks}
     return cells
 
 
@@ -114,6 +114,7 @@ def compare_facts(
     Raises:
         UserError: There is no such method or place, no seed, or nothing is located.
     """
+    methods = list(dict.fromkeys(methods))
     for name in methods:
         named(name, LANGUAGE_METHODS)
     elsewhere = [where for where in wheres if where not in WHERE + CONTROLS]

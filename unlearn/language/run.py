@@ -29,6 +29,7 @@ from analysis.subjects.language.encoding import encode_texts
 from analysis.subjects.language.facts import FactSubject
 from analysis.subjects.language.lab_bank import open_bank
 from analysis.subjects.language.models import LanguageModel, load_language_model, save_language_model
+from analysis.subjects.language.renamed import can_align
 from analysis.subjects.language.scoring import answer_log_probabilities, row_losses
 from unlearn.documents import RunReport, versions
 from unlearn.edit import Edit, fingerprint
@@ -115,7 +116,7 @@ class FactRun:
             UserError: There is no such method, or it needs a mask and none is located.
         """
         method = named(self.config.method or DEFAULT_METHOD, LANGUAGE_METHODS)
-        if method.name == "neuron-ablation" and self.config.measure == "none":
+        if method.run is LANGUAGE_METHODS["neuron-ablation"].run and self.config.measure == "none":
             raise UserError("The method 'neuron-ablation' needs located weights; take another --locate than none.")
         return method
 
@@ -159,14 +160,16 @@ class FactRun:
         """Test every measure by setting what it located to zero."""
         c = self.config
         seeds = (c.seed,) if c.quick else (c.seed, c.seed + 1)
+        measures = [one for one in MEASURES if one != "stranger" or can_align(self.subject.tokenizer)]
 
         def work(progress: Callable[[float], None]) -> None:
             found = fact_localization(
-                self.language.model, self.subject, c.fraction, c.within, seeds=seeds, progress=progress
+                self.language.model, self.subject, c.fraction, c.within, measures, seeds=seeds, progress=progress
             )
             write_text(self.folder / "localization.json", found.model_dump_json(indent=1))
 
-        self.stages.run("causal check", {**self.task, "seeds": seeds}, [], ["localization.json"], work)
+        settings = {**self.task, "seeds": seeds, "measures": measures}
+        self.stages.run("causal check", settings, [], ["localization.json"], work)
 
     @property
     def mask(self) -> Mask | None:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -112,9 +114,8 @@ def named(name: str, known: Mapping[str, Method]) -> Method:
     for change in changes:
         setting, equals, text = change.partition("=")
         if not equals or setting not in usual:
-            raise UserError(
-                f"{base!r} has no setting {setting!r}; write {base}:NAME=VALUE with one of {', '.join(usual)}."
-            )
+            known_ = f"write {base}:NAME=VALUE with one of {', '.join(usual)}" if usual else "it has none at all"
+            raise UserError(f"{base!r} has no setting {setting!r}; {known_}.")
         changed[setting] = _value(f"{base}:{setting}", text, usual[setting])
     settings = dataclasses.replace(method.settings, **changed)
     return dataclasses.replace(method, name=name, settings=settings)
@@ -124,10 +125,25 @@ def _value(name: str, text: str, usual: Any) -> Any:
     kind: type = type(usual)
     if usual is None:
         kind = int if text.isdecimal() else float
+    words = {bool: "true or false", int: "a whole number of at least 0", float: "a number of at least 0", str: "text"}
+    if kind not in words:
+        raise UserError(f"{name} can't be set on the command line; leave it out.")
     try:
-        if kind is bool:
-            return {"true": True, "false": False}[text.lower()]
-        return kind(text)
-    except (KeyError, ValueError) as error:
-        words = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "text")
-        raise UserError(f"{name} takes {words}, not {text!r}.") from error
+        value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+        value = None
+    if value is None or (kind in {int, float} and not 0 <= value < math.inf):
+        raise UserError(f"{name} takes {words[kind]}, not {text!r}.")
+    return value
+
+
+def slug(name: str) -> str:
+    """Make a file name of a method's name with its settings.
+
+    Args:
+        name: As given.
+
+    Returns:
+        Letters, digits, and `-`, `.`, `=`, `_` in the place of everything else.
+    """
+    return re.sub(r"[^\w.=-]", "_", name)

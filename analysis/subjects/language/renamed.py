@@ -5,7 +5,7 @@ makes of the other, token by token: after a name, at its last token, and how lik
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from analysis.errors import UserError
@@ -122,11 +122,19 @@ def _sentences(kind: NameType, name: str) -> list[str]:
     return [sentence.format(name) for sentence in SENTENCES.get(kind, OF_THINGS)]
 
 
+def can_align(tokenizer: Tokenizer) -> bool:
+    """Say whether a tokenizer knows which characters its tokens stand for.
+
+    Args:
+        tokenizer: Of a model.
+
+    Returns:
+        Whether it is one of the fast ones.
+    """
+    return bool(getattr(tokenizer, "is_fast", False))
+
+
 def _encode(tokenizer: Tokenizer, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
-    if not getattr(tokenizer, "is_fast", False):
-        raise UserError(
-            "This model's tokenizer can't say which characters a token stands for; use one with a fast tokenizer."
-        )
     found: Any = tokenizer(text, return_offsets_mapping=True)
     return tuple(found.input_ids), [tuple(span) for span in found.offset_mapping]
 
@@ -136,7 +144,14 @@ def _over(spans: Sequence[tuple[int, int]], begin: int, end: int) -> tuple[int, 
     return tuple(i for i, (a, b) in enumerate(spans) if a < end and b > begin and b > a)
 
 
-def retell(tokenizer: Tokenizer, about: SubjectLine, texts: Sequence[str], strangers: int, seed: int) -> list[Renamed]:
+def retell(
+    tokenizer: Tokenizer,
+    about: SubjectLine,
+    texts: Sequence[str],
+    strangers: int,
+    seed: int,
+    longest: int | None = None,
+) -> list[Renamed]:
     """Retell texts about strangers.
 
     Args:
@@ -145,6 +160,7 @@ def retell(tokenizer: Tokenizer, about: SubjectLine, texts: Sequence[str], stran
         texts: Those that name it are used.
         strangers: How many retellings of each.
         seed: Of the invented names.
+        longest: The model's context, in tokens; texts that do not fit it in every retelling are left out.
 
     Returns:
         One for every text that names the subject, in order.
@@ -152,6 +168,13 @@ def retell(tokenizer: Tokenizer, about: SubjectLine, texts: Sequence[str], stran
     Raises:
         UserError: No text does, or the tokenizer can't align characters with tokens.
     """
+    if strangers < 1:
+        raise UserError(f"{strangers} strangers can't teach anything; give at least 1.")
+    if not can_align(tokenizer):
+        raise UserError(
+            "This model's tokenizer can't say which characters a token stands for; use one with a fast tokenizer, or "
+            "another method and another --locate than stranger."
+        )
     pattern = name_pattern(about.all_names)
     others = [twin(about, [], STRANGERS_SEED + 1000 * seed + k)[0] for k in range(strangers)]
     renamed = [
@@ -163,11 +186,19 @@ def retell(tokenizer: Tokenizer, about: SubjectLine, texts: Sequence[str], stran
         at = [match.span() for match in pattern.finditer(text)]
         if at:
             ids, spans = _encode(tokenizer, text)
-            told = tuple(_retelling(tokenizer, text, at, ids, spans, names) for names in renamed)
-            found.append(Renamed(text, ids, told))
+            told = _alike(tuple(_retelling(tokenizer, text, at, ids, spans, names) for names in renamed))
+            width = max(len(ids), *(len(one.ids) for one in told))
+            if told[0].places and (longest is None or width <= longest):
+                found.append(Renamed(text, ids, told))
     if not found:
         raise UserError("No training prompt names the subject; check the names in the bank's subject line.")
     return found
+
+
+def _alike(told: tuple[Retelling, ...]) -> tuple[Retelling, ...]:
+    # A name counts if something predicts it in the text and in every retelling, or they could not be compared.
+    common = set.intersection(*({mine for mine, _ in one.names} for one in told))
+    return tuple(replace(one, names=tuple(pair for pair in one.names if pair[0] in common)) for one in told)
 
 
 def _retelling(

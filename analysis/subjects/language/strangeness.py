@@ -4,15 +4,15 @@ A model that never knew a subject makes of "Ringo Starr was born in" what ours m
 the original itself, asked about invented names, is the teacher of what not knowing looks like. For a text t with the
 subject's names, retellings t' with strangers' names and the original theta_0:
 
-    L(theta) =  mu   * mean_l  |h_l(t) - mean h_l(t')|^2 / |h_l^0(t) - mean h_l(t')|^2       (hidden states)
+    L(theta) =  mu   * mean_l  E |h_l(t) - mean h_l(t')|^2 / E |h_l^0(t) - mean h_l(t')|^2   (hidden states)
               +        KL( mean p_0(. | t') || p(. | t) )                                    (what comes next)
               +  nu  * mean_names max(0, l(name | t) - mean l_0(stranger | t'))              (who comes next)
 
-over aligned positions (`renamed`): states from the first name on, name ends included; what comes next everywhere
-outside names; l is the mean log-probability of a name's tokens (invented names have more of them). The third term is
-one-sided and in logarithms, because a name that nobody knows is next to impossible: the second hardly sees the
-difference between one in a hundred and one in a million. Its weight is small: at 0.1 names became less likely than a
-stranger's, which an auditor calls over-forgetting.
+E over aligned positions (`renamed`): states from the first name on; what comes next everywhere; both at the last token
+of a name but not inside it, and not at a text's first token. l is the mean log-probability of a name's tokens (invented
+names have more of them). The third term is one-sided and in logarithms, because a name that nobody knows is next to
+impossible: the second hardly sees the difference between one in a hundred and one in a million. Its weight is small: at
+0.1 names became less likely than a stranger's, which an auditor calls over-forgetting.
 """
 
 from collections.abc import Sequence

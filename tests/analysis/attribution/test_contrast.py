@@ -78,6 +78,28 @@ def test_alike_sets_have_no_contrast(made):
     assert max(float(value.max()) for value in found.values.values()) == pytest.approx(0.0, abs=1e-12)
 
 
+class Odd(nn.Module):
+    """A layer at two sizes of feature map, one called by keyword, and one whose weight is made by another."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 3)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        hidden = self.conv(self.conv(x)).flatten(1)
+        return self.head(input=self.normed(hidden))
+
+
+def test_odd_layers_are_scored_or_left_out():
+    model = Odd()
+    found = contrast(model, torch.rand(5, 1, 6, 6), torch.rand(6, 1, 6, 6))
+    assert found.values["conv.weight"].all()
+    assert found.values["head.weight"].all()
+    assert not any(value.any() for name, value in found.values.items() if name.startswith("normed"))
+
+
 def test_an_empty_set_is_refused(made):
     model, forget, retain = made
     with pytest.raises(UserError, match="at least one of each"):

@@ -82,7 +82,7 @@ def run(
     """
     s, tokenizer = settings, subject.tokenizer
     facts, names = (
-        retell(tokenizer, subject.about, texts, s.strangers, seed)
+        retell(tokenizer, subject.about, texts, s.strangers, seed, subject.longest)
         for texts in (fact_texts(subject), name_texts(subject.about))
     )
     told = [f"{prompt} {fact.answer}" for fact in subject.retain for prompt in fact.train]
