@@ -5,9 +5,11 @@ from figures.pareto import Compared, open_comparison
 from figures.style import CONTROL, EDITED, Drawing, canvas, finish, styled
 from figures.words import plural
 
-TITLE = "Locating and erasing: where a measure points, and what is left after editing there"
+TITLE = "Does a better locator erase better?"
 FEWEST = 4
 """Measures for which a rank correlation says anything."""
+SAME, WIDE, LEVEL = 0.03, 0.25, 0.9
+"""Points so near stand on one another; labels so long and lines so low meet."""
 
 
 @styled
@@ -42,15 +44,17 @@ def draw(run: Compared) -> Drawing:
     figure = canvas(height=4.2)
     axes = figure.subplots()
     shares = {row.where.partition(" ")[0] for row in rows}
-    taken: list[tuple[float, float]] = []
-    for row in sorted(rows, key=lambda one: (one.gain or 0.0, one.beyond)):
+    places = sorted(rows, key=lambda one: (one.gain or 0.0, one.beyond))
+    for number, row in enumerate(places):
         x, y = row.gain or 0.0, row.beyond
         colour = EDITED if row in measured else CONTROL
         axes.plot(x, y, "o", color=colour, ms=8, mec="white")
+        level = [other for other in places if abs(other.beyond - y) < LEVEL]
+        beside = any(SAME < (other.gain or 0.0) - x < WIDE for other in level)
+        above = sum(abs((other.gain or 0.0) - x) <= SAME and other in level for other in places[:number])
+        at, align = ((-8, -3), "right") if beside else ((8, -3 + 11 * above), "left")
         label = row.where.partition(" ")[2]
-        near = sum(abs(x - a) < 0.16 and abs(y - b) < 0.9 for a, b in taken)
-        axes.annotate(label, (x, y), (8, -3 - 11 * near), textcoords="offset points", fontsize=8, color=colour)
-        taken.append((x, y))
+        axes.annotate(label, (x, y), at, textcoords="offset points", fontsize=8, color=colour, ha=align)
     low, high = axes.get_xlim()
     axes.set_xlim(low, high + 0.25 * (high - low))
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]) - 0.5)
