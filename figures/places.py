@@ -50,9 +50,12 @@ def draw(run: Compared) -> Drawing:
         colour = EDITED if row in measured else CONTROL
         axes.plot(x, y, "o", color=colour, ms=8, mec="white")
         level = [other for other in places if abs(other.beyond - y) < LEVEL]
-        beside = any(SAME < (other.gain or 0.0) - x < WIDE for other in level)
+        gaps = [(other.gain or 0.0) - x for other in level]
+        right, left = (any(SAME < side * gap < WIDE for gap in gaps) for side in (1, -1))
         above = sum(abs((other.gain or 0.0) - x) <= SAME and other in level for other in places[:number])
-        at, align = ((-8, -3), "right") if beside else ((8, -3 + 11 * above), "left")
+        at, align = ((8, -3 + 11 * above), "left")
+        if right:
+            at, align = ((0, 9), "center") if left else ((-8, -3), "right")
         label = row.where.partition(" ")[2]
         axes.annotate(label, (x, y), at, textcoords="offset points", fontsize=8, color=colour, ha=align)
     low, high = axes.get_xlim()
