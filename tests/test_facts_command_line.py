@@ -196,6 +196,7 @@ def test_a_block_smaller_than_the_mask_is_no_control(
     monkeypatch.setenv("YESTERDAY_CACHE", str(finished.parent / "cache"))
     asked = ["compare", "--bank", lab[1], "--model", lab[0], "--quick", "--twins", 8, "--threads", 1, "--seeds", 1]
     more = ["--methods", "simnpo", "--where", "layers", "--out", tmp_path / "table", "--json", "--fraction", 0.4]
+    more += ["--within", "blocks"]
     assert call(*asked, *more) == 0
     table = json.loads(capsys.readouterr().out)
     assert "fewer candidates than the mask" in table["failed"]["simnpo (40% in block 0)"]
