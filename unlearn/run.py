@@ -40,7 +40,7 @@ GOLDS_AT_ONCE = 4
 MOST_WATCHED = 1000
 REPEATS = 3
 DEFAULT_METHOD = "regrow"
-"""Of those that change only what was located, the one that fewest auditors see through (`compare --choosing`)."""
+"""Of those that change only what was located, the one that fewest auditors see through."""
 AUDITED_METHOD = "soft-targets"
 
 

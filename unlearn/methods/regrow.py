@@ -4,13 +4,14 @@
 
 theta_m are the masked weights, z_0 the original's logits, a is `labels`. Forgotten images are never shown, as to a gold
 model: a weight that was drawn afresh can't know them. What can are the weights outside, so the mask has to hold those
-that are large *and* carry the class (`damage-contrast`): small ones are still near their own initialisation. It has to
-be another draw than the original's own: rewound to that, weights fit the ones around them, and the class shows more.
+that are large *and* carry the class (`damage-contrast`): small ones are still near their own initialisation. It is
+another draw than the original's own, as a gold's is: going back to that would be rewinding, not drawing.
 
-Weight decay inside the mask and the half-soft teacher keep few weights from growing sharper than a whole net's would:
-without them the hidden layers drift away from the golds'. Where a batch normalisation's scale and shift lie in the mask
-it learns with the statistics of the batch, as a gold does, and what becomes of them is folded into scale and shift:
-with the original's statistics a regrown network learns the class back faster than a gold.
+Weight decay inside the mask and the half-soft teacher are there so that few weights do not grow sharper than a whole
+net's would; they helped while settings were chosen, and the ablation in the page below hardly sees them. Where a batch
+normalisation's scale and shift lie in the mask it learns with the statistics of the batch, as a gold does, and what
+becomes of them is folded into scale and shift: with the original's statistics a regrown network learns the class back
+faster than a gold.
 
 Resetting weights and repairing on retained data is from Golatkar et al. 2020 (arXiv:1911.04933, "forgetting by noise"),
 Tarun et al. 2023 (arXiv:2111.08947, impair and repair) and Lee et al. 2025 (arXiv:2506.06278, UNDO: noise, then
