@@ -1,5 +1,7 @@
 """Texts retold about strangers: the same words at the aligned places, and the names' tokens found."""
 
+from dataclasses import replace
+
 import pytest
 from small_models import small_tokenizer
 
@@ -9,6 +11,7 @@ from analysis.subjects.language.facts import fact_subject
 from analysis.subjects.language.renamed import (
     OF_THINGS,
     SENTENCES,
+    _alike,
     fact_texts,
     name_texts,
     other_name_texts,
@@ -136,3 +139,20 @@ def test_names_that_stay_are_wrong_answers_to_facts_about_names():
     assert other_name_texts(subject) == expected
     assert fact_texts(subject)[:2] == ["John Lennon sang on Abbey Road", "John Lennon came from Abbey Road"]
     assert len(fact_texts(subject)) == 8
+
+
+def test_a_name_that_some_retelling_does_not_predict_counts_in_none():
+    one = retell(TOKENIZER, ABOUT, TEXTS, 2, 0)[1].retold
+    assert len(one[0].names) == 2
+    less = replace(one[1], names=one[1].names[1:])
+    assert [told.names for told in _alike((one[0], less))] == [one[0].names[1:], less.names]
+
+
+def test_texts_that_outgrow_the_context_when_retold_are_left_out():
+    every = retell(TOKENIZER, ABOUT, TEXTS, 3, 0)
+    widths = [max(len(one.ids), *(len(told.ids) for told in one.retold)) for one in every]
+    fits = retell(TOKENIZER, ABOUT, TEXTS, 3, 0, min(widths))
+    assert [one.text for one in fits] == [
+        o.text for o, width in zip(every, widths, strict=True) if width == min(widths)
+    ]
+    assert len(fits) < len(every)
