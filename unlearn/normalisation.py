@@ -10,6 +10,7 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
+from analysis.errors import UserError
 from analysis.scores import Mask
 
 Normalisation = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -36,6 +37,25 @@ def adaptable(model: nn.Module, mask: Mask | None) -> tuple[str, ...]:
         for name, module in model.named_modules()
         if isinstance(module, Normalisation) and module.affine and module.track_running_stats and free(name)
     )
+
+
+def check_batch(model: nn.Module, mask: Mask | None, size: int) -> None:
+    """Refuse batches that batch normalisations can't learn from.
+
+    Args:
+        model: Any network.
+        mask: What may change.
+        size: Images a batch.
+
+    Raises:
+        UserError: The network has normalisations that would use the statistics of a single image.
+    """
+    live = adaptable(model, mask)
+    if size < 2 and live:
+        raise UserError(
+            f"Batch normalisation ({live[0]}) learns from the statistics of a batch, and one image has none; "
+            "give a batch of at least 2 images."
+        )
 
 
 @torch.no_grad()

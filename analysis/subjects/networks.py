@@ -83,15 +83,16 @@ def builtin(name: str, shape: tuple[int, int, int], outputs: int) -> Network:
     return Network(name, lambda: cnn(shape, outputs), points, Recipe(epochs=8, batch=32, lr=4e-3))
 
 
-def parametric_layers(model: nn.Module, example: torch.Tensor) -> list[str]:
+def parametric_layers(model: nn.Module, example: torch.Tensor, dimensions: int = 2) -> list[str]:
     """List the modules with weights of their own in the order in which they run.
 
     Args:
         model: Any module.
         example: One input batch.
+        dimensions: How many dimensions one of a module's parameters must have; with 1 normalisations are listed too.
 
     Returns:
-        Names of leaf modules that hold a parameter of two or more dimensions (Linear, Conv, Embedding), each once.
+        Names of modules that hold a parameter of so many dimensions (two: Linear, Conv, Embedding), each once.
     """
     order: list[str] = []
     handles = []
@@ -104,7 +105,7 @@ def parametric_layers(model: nn.Module, example: torch.Tensor) -> list[str]:
         return hook
 
     for name, module in model.named_modules():
-        if any(p.dim() > 1 for p in module.parameters(recurse=False)):
+        if any(p.dim() >= dimensions for p in module.parameters(recurse=False)):
             handles.append(module.register_forward_hook(note(name)))
     was = model.training
     try:

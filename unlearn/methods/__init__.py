@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch import nn
 
@@ -116,15 +116,22 @@ def named(name: str, known: Mapping[str, Method]) -> Method:
         if not equals or setting not in usual:
             known_ = f"write {base}:NAME=VALUE with one of {', '.join(usual)}" if usual else "it has none at all"
             raise UserError(f"{base!r} has no setting {setting!r}; {known_}.")
-        changed[setting] = _value(f"{base}:{setting}", text, usual[setting])
+        changed[setting] = _value(f"{base}:{setting}", text, _kind(type(method.settings), setting))
     settings = dataclasses.replace(method.settings, **changed)
     return dataclasses.replace(method, name=name, settings=settings)
 
 
-def _value(name: str, text: str, usual: Any) -> Any:
-    kind: type = type(usual)
-    if usual is None:
-        kind = int if text.isdecimal() else float
+def _kind(settings: type, setting: str) -> type:
+    # What a setting is declared as; where it may also be None, what else it may be.
+    declared = get_type_hints(settings)[setting]
+    if get_origin(declared) is Literal:
+        return str
+    others = [each for each in get_args(declared) if each is not type(None)]
+    kind = others[0] if len(others) == 1 and type(None) in get_args(declared) else declared
+    return kind if isinstance(kind, type) else object
+
+
+def _value(name: str, text: str, kind: type) -> Any:
     words = {bool: "true or false", int: "a whole number of at least 0", float: "a number of at least 0", str: "text"}
     if kind not in words:
         raise UserError(f"{name} can't be set on the command line; leave it out.")

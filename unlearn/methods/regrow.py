@@ -26,10 +26,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from analysis.errors import UserError
 from analysis.scores import Mask
 from analysis.subjects.classes import ClassSubject
 from analysis.training import seeded
 from unlearn.methods.targets import certain, without_forgotten
+from unlearn.normalisation import check_batch
 from unlearn.optimize import Watch, batches, descend, falling
 
 FRESH = 700_000
@@ -56,6 +58,10 @@ class Settings:
     decay: float = 0.5
     fresh: bool = True
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.labels <= 1:
+            raise UserError(f"regrow:labels is a share, from 0 to 1, not {self.labels:g}; 0.5 is usual.")
+
 
 def run(
     model: nn.Module,
@@ -80,6 +86,7 @@ def run(
     """
     outputs = len(subject.classes)
     known, incoming = subject.retain_train, subject.incoming_train
+    check_batch(model, mask, min(settings.batch, len(known) + len(incoming)))
     opinion = without_forgotten(model, known.images, subject)
     mixed = settings.labels * certain(known.labels, outputs) + (1 - settings.labels) * opinion
     images = torch.cat([known.images, incoming.images])

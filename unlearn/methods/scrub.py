@@ -5,11 +5,15 @@
 p_0 is the original, the teacher: obey it on retained images, disobey it on forgotten ones. Max steps (forgotten images
 alone) and min steps (retained alone) alternate; after `max_share` of the steps only min steps follow, which repair.
 
-Deviations: one max step in `every` steps instead of an epoch of each kind; temperature 1; the distance of a forgotten
-image counts up to a ceiling, without which the conv net falls apart (.16 on the rest) and the other net's loss on
-forgotten images ends a hundred times above a gold model's. Replacing: the incoming class, which the teacher never saw,
-has the cross-entropy only. The teacher's opinion of its slot counts on retained images alone, where it is right in
-either slot: no.
+The authors, in their small experiments: 10 epochs, in the first 3 of which a pass of max steps comes before the pass of
+min steps; a = 0.5, g = 1, temperature 2 (with KL times 4); Adam at 5e-4 with weight decay 0.1, the rate cut to a tenth
+after epochs 5, 8 and 9; training mode.
+
+Deviations: one max step in `every` steps instead of an epoch of each kind; a = 1; temperature 1; a learning rate that
+falls to zero and is ours, no weight decay, evaluation mode; the distance of a forgotten image counts up to a ceiling,
+without which the conv net falls apart (.16 on the rest) and the other net's loss on forgotten images ends a hundred
+times above a gold model's. Replacing: the incoming class, which the teacher never saw, has the cross-entropy only. The
+teacher's opinion of its slot counts on retained images alone, where it is right in either slot: no.
 """
 
 from collections.abc import Iterator
@@ -19,6 +23,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from analysis.errors import UserError
 from analysis.scores import Mask
 from analysis.subjects.classes import ClassSubject
 from analysis.training import logits_of
@@ -48,6 +53,15 @@ class Settings:
     alpha: float = 1.0
     gamma: float = 1.0
     ceiling: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise UserError(
+                f"scrub:every says which steps are max steps and must be at least 1, not {self.every}; 1 makes all of "
+                "them max steps until max_share."
+            )
+        if not 0 < self.max_share <= 1:
+            raise UserError(f"scrub:max_share is a share, above 0 and at most 1, not {self.max_share:g}; 0.7 is usual.")
 
 
 Item = tuple[bool, tuple[torch.Tensor, ...]]

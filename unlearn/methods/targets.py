@@ -99,7 +99,45 @@ def learn(
     """
 
     def loss(work: nn.Module, item: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        return functional.cross_entropy(work(item[0]), item[1])
+        logits = work(item[0])
+        return functional.cross_entropy(logits, item[1].to(logits.dtype))
 
     drawn = batches((images, targets), batch, steps, seed)
     return descend(model, drawn, loss, mask, falling(lr, steps), watch=watch, start=start)
+
+
+def repair(
+    model: nn.Module,
+    work: nn.Module,
+    subject: ClassSubject,
+    mask: Mask | None,
+    steps: int,
+    batch: int,
+    lr: float,
+    seed: int,
+    watch: Watch | None = None,
+) -> nn.Module:
+    """Train what a method has made of a model on the retained (and incoming) images; the end of several methods.
+
+    Args:
+        model: The original; not changed.
+        work: What was made of it, bit-identical to it outside the mask; not changed.
+        subject: Says what must stay.
+        mask: What may change.
+        steps: How many steps; 0 leaves it at `work`.
+        batch: Images a step.
+        lr: Learning rate at the first step.
+        seed: Of the order of the images.
+        watch: See `descend`; all that led to `work` counts as the first step.
+
+    Returns:
+        The repaired model.
+    """
+    if steps == 0:
+        if watch:
+            watch(0, model)
+            watch(1, work)
+        return work
+    kept = subject.gold_train
+    targets = certain(kept.labels, len(subject.classes))
+    return learn(model, kept.images, targets, mask, steps, batch, lr, seed, watch, start=work)
