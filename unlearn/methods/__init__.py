@@ -13,7 +13,18 @@ from torch import nn
 from analysis.errors import UserError
 from analysis.scores import Mask
 from unlearn.methods import (
+    amnesiac,
+    bad_teacher,
+    boundary_expand,
+    boundary_shrink,
+    cf_k,
+    eu_k,
+    finetune,
+    fisher_forgetting,
     gradient_ascent,
+    l1_sparse,
+    moment_matching,
+    neggrad_plus,
     penalty,
     random_labels,
     regrow,
@@ -24,6 +35,8 @@ from unlearn.methods import (
     scrub,
     soft_targets,
     ssd,
+    undo,
+    unsir,
 )
 from unlearn.optimize import Watch
 
@@ -85,6 +98,57 @@ METHODS: dict[str, Method] = {
             "replace",
             "favour the new class, punish the old one (second seed)",
         ),
+        Method("finetune", finetune.run, finetune.Settings(), "both", "go on training on the rest and hope"),
+        Method("l1-sparse", l1_sparse.run, l1_sparse.Settings(), "both", "the same, with small weights drawn to zero"),
+        Method(
+            "neggrad-plus",
+            neggrad_plus.run,
+            neggrad_plus.Settings(),
+            "both",
+            "raise the loss on it without end, keep it low on the rest",
+        ),
+        Method(
+            "bad-teacher", bad_teacher.run, bad_teacher.Settings(), "both", "answer it as an untrained network does"
+        ),
+        Method("unsir", unsir.run, unsir.Settings(), "both", "teach noise as it, then repair"),
+        Method(
+            "amnesiac",
+            amnesiac.run,
+            amnesiac.Settings(),
+            "both",
+            "teach one random label for each of its images, for good",
+        ),
+        Method(
+            "boundary-shrink",
+            boundary_shrink.run,
+            boundary_shrink.Settings(),
+            "both",
+            "teach the class across the nearest boundary, then repair",
+        ),
+        Method(
+            "boundary-expand",
+            boundary_expand.run,
+            boundary_expand.Settings(),
+            "both",
+            "teach an output of its own and cut that off, then repair",
+        ),
+        Method(
+            "moment-matching",
+            moment_matching.run,
+            moment_matching.Settings(),
+            "both",
+            "spread its answers as the rest's (second seed's loss)",
+        ),
+        Method("cf-k", cf_k.run, cf_k.Settings(), "both", "fine-tune the last layers on the rest and hope"),
+        Method("eu-k", eu_k.run, eu_k.Settings(), "both", "draw the last layers afresh and train them on the rest"),
+        Method(
+            "fisher-forgetting",
+            fisher_forgetting.run,
+            fisher_forgetting.Settings(),
+            "both",
+            "noise where the rest doesn't mind, then repair",
+        ),
+        Method("undo", undo.run, undo.Settings(), "both", "hide it, wear the weights down, distil the rest back"),
         Method("retrain", retrain.run, retrain.Settings(), "both", "train from scratch without it; takes no mask"),
     )
 }
