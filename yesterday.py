@@ -16,7 +16,7 @@ from rich.console import Console
 
 from analysis.errors import UserError
 from yesterday_options import (
-    EDIT,
+    COMPARE_OPTIONS,
     FACT_OPTIONS,
     GOLD_OPTIONS,
     LOCATE_OPTIONS,
@@ -158,63 +158,37 @@ def audit(
 
 
 @app.command()
-@with_options(SUBJECT_OPTIONS, FACT_OPTIONS, LOCATE_OPTIONS, GOLD_OPTIONS, MACHINE_OPTIONS)
-def compare(
-    options: dict[str, Any],
-    subject: SubjectName = "digit-6",
-    seeds: Annotated[int, typer.Option(help="How many seeds, counted from --seed.", rich_help_panel=MACHINE)] = 3,
-    methods: Annotated[
-        str, typer.Option(help="all, none, or names with commas between.", rich_help_panel=EDIT)
-    ] = "all",
-    fresh: Annotated[
-        int | None, typer.Option(help="Classes: golds outside the band per seed, to test the audit on [1].")
-    ] = None,
-    where: Annotated[
-        str | None,
-        typer.Option(
-            help="Facts: of all, mask, random and layers, with commas between [all four].", rich_help_panel=EDIT
-        ),
-    ] = None,
-) -> None:
-    """Run every method, with and without the mask, print method x auditor as a Markdown table, and draw it.
+@with_options(SUBJECT_OPTIONS, FACT_OPTIONS, COMPARE_OPTIONS, GOLD_OPTIONS, MACHINE_OPTIONS)
+def compare(options: dict[str, Any], subject: SubjectName = "digit-6") -> None:
+    """Cross methods with places and shares over seeds; print the table and the leaderboard, and draw them.
 
-    Beside them stand the original, the golds, fresh golds outside the band, and the cheats; `--methods none` leaves
-    only these and so tests the audit itself. For classes --locate takes several places with commas between, `none`
-    (every weight) and `random` among them. A method's settings can be written behind its name.
+    Beside the methods stand the original, the golds, fresh golds outside the band, and the cheats; `--methods none`
+    leaves only these and so tests the audit itself. Settings can be written behind a method's name; a method of your
+    own is path/to/file.py:function. What fails stays in the table with the reason.
 
-    Examples: `yesterday compare digit-6 --seeds 3`,
-    `yesterday compare digit-6 --methods regrow,regrow:decay=0 --locate none,random,damage-contrast,gradient`.
+    Examples: `yesterday compare digit-6 --seeds 3`, `yesterday compare --all-digits --methods regrow,ssd`,
+    `yesterday compare beatles --quick --methods npo,rmu --locate stranger,random,none --fractions 0.001,0.01`.
     """
     from figures.render import render
     from figures.terminal import progress_bars
     from unlearn.comparison import compare as compared
-    from unlearn.comparison import markdown
-    from unlearn.language.comparison import CONTROLS, WHERE, compare_facts
-    from unlearn.language.config import FactRunConfig
-    from unlearn.methods import METHODS
-    from unlearn.methods.language import LANGUAGE_METHODS
-    from unlearn.requests import about_facts, refuse, run_folder
+    from unlearn.comparison import with_methods
+    from unlearn.leaderboard import leaderboard
+    from unlearn.requests import comparison_request, run_folder
+    from unlearn.table import markdown
+    from unlearn.tuning import tuned
 
-    facts = about_facts(subject, options)
-    places = ("none,damage-contrast" if options["measure"] is None else options["measure"]).split(",")
-    if not facts:
-        options = {**options, "measure": next((p for p in places if p not in {"none", "random"}), None)}
-    config = _config(subject, options)
-    refuse({"fresh": fresh} if facts else {"where": where}, ("fresh", "where"), "facts" if facts else "classes")
-    _threads(options["threads"] or (2 if facts else 1))
-    folder = run_folder(config, options["out"], "compare-")
-    task = "both" if options["replace_with"] is None else "replace"
-    every = tuple(LANGUAGE_METHODS if facts else (n for n, m in METHODS.items() if m.task in {"forget", "both", task}))
-    wanted = {"all": every, "none": ()}.get(methods, tuple(methods.split(",")))
+    request = comparison_request(subject, options)
+    _threads(request.threads)
+    prefix = "compare-all-" if len(request.configs) > 1 else "compare-"
+    folder = run_folder(next(iter(request.configs.values())), options["out"], prefix)
     with progress_bars(options["quiet"] or options["as_json"]) as report:
-        chosen = range(options["seed"], options["seed"] + seeds)
-        if isinstance(config, FactRunConfig):
-            wheres = where.split(",") if where else (*WHERE, *CONTROLS)
-            found = compare_facts(config, folder, chosen, wanted, wheres, report)
-        else:
-            found = compared(config, folder, chosen, wanted, places, 1 if fresh is None else fresh, report)
+        request.check()
+        if options["tune"] is not None:
+            request = with_methods(request, tuned(request, options["tune"], folder, report))
+        found = compared(request, folder, report)
         render(folder, progress=lambda _, share: report("figures", share))
-    print(found.model_dump_json() if options["as_json"] else markdown(found))
+    print(found.model_dump_json() if options["as_json"] else f"{markdown(found)}\n{leaderboard(found)}")
 
 
 @app.command()

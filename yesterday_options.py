@@ -115,6 +115,56 @@ METHOD_OPTIONS: dict[str, tuple[Any, Any]] = {
 GOLD_OPTIONS: dict[str, tuple[Any, Any]] = {
     "golds": (_option(int | None, "Gold models to train [20 for mlp, else 8].", panel=AUDIT), None),
 }
+COMPARE_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "methods": (
+        _option(str, "all, none, or names with commas between; path/to/file.py:function is your own.", panel=EDIT),
+        "all",
+    ),
+    "measure": (
+        _option(
+            str | None,
+            "Where, with commas between: measures that locate (see `yesterday run --help`), random, none (every "
+            "weight), and for facts layers (every sixth block) [none,damage-contrast; none,stranger].",
+            "--locate",
+            panel=EDIT,
+        ),
+        None,
+    ),
+    "fractions": (
+        _option(
+            str | None,
+            "Shares of all weights, with commas between [0.2; 0.01].",
+            "--fractions",
+            "--fraction",
+            panel=EDIT,
+        ),
+        None,
+    ),
+    "scope": LOCATE_OPTIONS["scope"],
+    "tune": (
+        _option(
+            int | None,
+            "Search every method's settings first, with this many trials each, on data that the audit never sees.",
+            panel=EDIT,
+        ),
+        None,
+    ),
+    "seeds": (_option(int | None, "How many seeds, counted from --seed [3; 1 when quick].", panel=MACHINE), None),
+    "all_digits": (
+        _option(bool, "Every class of the data in turn instead of one subject.", "--all-digits", panel=DATA),
+        False,
+    ),
+    "fresh": (
+        _option(int | None, "Classes: golds outside the band per seed, to test the audit on [1].", panel=AUDIT),
+        None,
+    ),
+    "engine": (
+        _option(
+            str, "local (processes, one for each --threads cores) or ray (RAY_ADDRESS, or this machine).", panel=MACHINE
+        ),
+        "local",
+    ),
+}
 MACHINE_OPTIONS: dict[str, tuple[Any, Any]] = {
     "out": (_option(Path | None, "Run folder [runs/NAME].", panel=MACHINE), None),
     "seed": (_option(int, "Decides everything random.", panel=MACHINE), 0),

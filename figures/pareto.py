@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from analysis.errors import UserError
 from figures.artefacts import Missing, existing
 from figures.style import CONTROL, CONTROL_MARKS, EDITED, FAINT, GOLD, ORIGINAL, Drawing, canvas, finish, shares, styled
-from figures.words import percent, plural
-from unlearn.comparison import NEVER_KNEW, Comparison, Row
+from figures.words import percent
+from unlearn.table import NEVER_KNEW, Comparison, Row, counts
 
 TITLE = "Forgetting against keeping: the methods side by side"
 FILE = "comparison.json"
@@ -74,7 +74,7 @@ def _colour(row: Row) -> str:
         return ORIGINAL
     if row.where in {"", "all"}:
         return CONTROL if row.where == "" else FAINT
-    return CONTROL if " at random" in row.where or " in block " in row.where else EDITED
+    return CONTROL if row.control else EDITED
 
 
 def _marks(rows: Sequence[Row]) -> dict[str, str]:
@@ -139,10 +139,9 @@ def draw(run: Compared) -> Drawing:
 
     never = "twins" if any(row.name.startswith("twins") for row in rows) else "golds"
     moved = " (upwards: of the original, moved by a moment's tuning on other text)" if never == "twins" else ""
-    seeds = f"{plural(len(found.seeds), 'seed')} ({', '.join(map(str, found.seeds))})"
     caption = (
-        f"{found.subject}: means over {seeds}, {found.golds} {never} each; bars: standard deviation over seeds, of the "
-        f"{never} among themselves{moved}. Forgotten is what lies as far left as the {never}; further left is no "
+        f"{found.subject}: means over {counts(found)}, {found.golds} {never} each; bars: standard deviation, of "
+        f"the {never} among themselves{moved}. Forgotten is what lies as far left as the {never}; further left is no "
         "better."
     )
     if below:

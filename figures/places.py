@@ -4,6 +4,7 @@ from figures.artefacts import Missing
 from figures.pareto import Compared, open_comparison
 from figures.style import CONTROL, EDITED, Drawing, canvas, finish, styled
 from figures.words import plural
+from unlearn.table import counts
 
 TITLE = "Does a better locator erase better?"
 FEWEST = 4
@@ -29,10 +30,10 @@ def draw(run: Compared) -> Drawing:
 
     found = run.found
     tried = [row for row in found.rows if row.gain is not None]
-    counts = {row.name: sum(other.name == row.name for other in tried) for row in tried}
-    name = max(counts, key=lambda one: counts[one], default="")
+    places_of = {row.name: sum(other.name == row.name for other in tried) for row in tried}
+    name = max(places_of, key=lambda one: places_of[one], default="")
     rows = [row for row in tried if row.name == name]
-    measured = [row for row in rows if " at random" not in row.where]
+    measured = [row for row in rows if not row.control]
     if len(measured) < FEWEST:
         raise Missing(
             f"{run.folder} compares no method at {FEWEST} or more places; give `yesterday compare` more measures with "
@@ -66,7 +67,7 @@ def draw(run: Compared) -> Drawing:
     told = "; ".join(f"{row.where} gain {row.gain:.2f}, {row.beyond:.1f} outside" for row in rows)
     caption = (
         f"{found.subject}, {name} on {' and '.join(sorted(shares))} of the weights: means over "
-        f"{plural(len(found.seeds), 'seed')} ({', '.join(map(str, found.seeds))}), {found.golds} golds each. "
+        f"{counts(found)}, {found.golds} golds each. "
         f"Spearman's rank correlation over {plural(len(measured), 'measure')}: {rho:+.2f} (p {p:.2f}); a good "
         "locator that erased well would make it negative."
     )

@@ -144,34 +144,6 @@ def test_two_checkpoints_and_golds_of_ones_own_are_audited(
     assert document["changed"] == 1
 
 
-def test_compare_sets_methods_beside_references(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "compared"
-    asked = [
-        "--methods",
-        "relabel,regrow:steps=30:decay=0",
-        "--locate",
-        "none,random,fisher-ratio,contrast",
-        "--fraction",
-        0.05,
-    ]
-    assert call("compare", "digit-6", *QUICK, "--seeds", 2, *asked, "--out", out, "--json") == 0
-    table = json.loads(capsys.readouterr().out)
-    rows = {(row["name"], row["where"]): row for row in table["rows"]}
-    assert set(rows) >= {("original", ""), ("gold (mean)", ""), ("fresh gold", ""), ("logit-mask", "")}
-    assert rows["relabel", "all"]["verdicts"] != ["erased", "erased"]
-    for method in ("relabel", "regrow:steps=30:decay=0"):
-        for place in ("5% at random", "5% fisher-ratio", "5% contrast"):
-            assert 0 < rows[method, place]["changed"] <= 0.051
-        assert rows[method, "all"]["changed"] > 0.3  # pixels that are always dark move nothing
-        gains = {place: rows[method, place]["gain"] for place in ("all", "5% at random", "5% fisher-ratio")}
-        assert (gains["all"], gains["5% at random"]) == (None, 0.0)
-        assert gains["5% fisher-ratio"] > rows[method, "5% contrast"]["gain"]
-    assert rows["original", ""]["verdicts"] == ["remembered", "remembered"]
-    written = (out / "comparison.md").read_text()
-    assert written.count("\n| ") == len(table["rows"])
-    assert "2 seeds (0, 1), 3 golds each" in written
-
-
 def test_layer_scope_ranks_every_layer_by_itself(finished: Path, tmp_path: Path) -> None:
     layered = tmp_path / "layered"
     shutil.copytree(finished, layered)
@@ -209,20 +181,12 @@ def test_choosing_never_touches_the_test_images(finished: Path, tmp_path: Path) 
 BAD = {
     "unknown method": (["run", "digit-6", "--method", "regrov"], "did you mean regrow"),
     "unknown setting": (["run", "digit-6", "--method", "regrow:step=3"], "no setting 'step'"),
-    "wrong setting": (
-        ["compare", "digit-6", "--methods", "regrow:steps=few"],
-        "takes a whole number of at least 0, not 'few'",
-    ),
-    "unknown place": (["compare", "digit-6", "--methods", "regrow", "--locate", "none,here"], "no measure 'here'"),
-    "idle method": (["compare", "digit-6", "--methods", "retrain", "--locate", "gradient"], "leave it out"),
-    "no place": (["compare", "digit-6", "--methods", "regrow", "--locate", ""], "no measure ''"),
+    "no file": (["run", "digit-6", "--method", "nowhere.py:forget"], "There is no file nowhere.py"),
     "unknown class": (["run", "digit-11"], "no class '11'"),
     "unknown subject": (["run", "beetles"], "no subject 'beetles'"),
     "fraction 0": (["run", "digit-6", "--fraction", "0"], "fraction"),
     "fraction 2": (["run", "digit-6", "--fraction", "2"], "fraction"),
     "replaced by itself": (["run", "digit-6", "--replace-with", "6"], "already knows it"),
-    "no seeds": (["compare", "digit-6", "--seeds", "0"], "at least one seed"),
-    "facts' places": (["compare", "digit-6", "--where", "mask"], "--where has no meaning for classes"),
     "unknown scope": (["locate", "digit-6", "--scope", "street"], "--scope"),
     "unknown measure": (["run", "digit-6", "--locate", "magic"], "no measure 'magic'"),
     "wrong slot": (["run", "digit-6", "--replace-with", "3", "--slot", "new"], "slot"),

@@ -172,8 +172,9 @@ def test_options_that_make_no_sense(
     ("options", "words"),
     [
         (["--seeds", 0], "at least one seed"),
-        (["--where", "attic"], "no place 'attic'"),
-        (["--locate", "none"], "needs located weights"),
+        (["--locate", "attic"], "no measure 'attic'"),
+        (["--locate", "none,random"], "give one with --locate too"),
+        (["--all-digits"], "--all-digits has no meaning for facts"),
         (["--fresh", 2], "--fresh has no meaning for facts"),
         (["--methods", "magic"], "no method 'magic'"),
         (["--twins", 0], "at least 3 twins"),
@@ -195,12 +196,13 @@ def test_a_block_smaller_than_the_mask_is_no_control(
 ) -> None:  # fmt: skip
     monkeypatch.setenv("YESTERDAY_CACHE", str(finished.parent / "cache"))
     asked = ["compare", "--bank", lab[1], "--model", lab[0], "--quick", "--twins", 8, "--threads", 1, "--seeds", 1]
-    more = ["--methods", "simnpo", "--where", "layers", "--out", tmp_path / "table", "--json", "--fraction", 0.4]
-    more += ["--within", "blocks"]
+    more = ["--methods", "simnpo", "--locate", "gradient,layers", "--out", tmp_path / "table", "--json"]
+    more += ["--fractions", 0.4, "--within", "blocks"]
     assert call(*asked, *more) == 0
     table = json.loads(capsys.readouterr().out)
-    assert "fewer candidates than the mask" in table["failed"]["simnpo (40% in block 0)"]
-    assert not [row for row in table["rows"] if "block" in row["where"]]
+    (row,) = (row for row in table["rows"] if row["where"] == "40% in block 0")
+    assert "fewer candidates than the mask" in row["failed"][0]
+    assert row["verdicts"] == []
 
 
 def test_what_does_not_fit_the_context_is_not_said(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -232,11 +234,14 @@ def test_methods_are_compared_with_controls(
 ) -> None:  # fmt: skip
     monkeypatch.setenv("YESTERDAY_CACHE", str(finished.parent / "cache"))
     asked = ["compare", "--bank", lab[1], "--model", lab[0], "--quick", "--twins", 8, "--threads", 1, "--seeds", 1]
-    more = ["--methods", "simnpo,neuron-ablation", "--out", tmp_path / "table", "--json", "--fraction", 0.05]
-    assert call(*asked, *more) == 0
+    more = ["--methods", "simnpo,neuron-ablation", "--out", tmp_path / "table", "--json", "--fractions", "0.05,0.02"]
+    assert call(*asked, *more, "--locate", "none,stranger,random,layers") == 0
     table = json.loads(capsys.readouterr().out)
     rows = {(row["name"], row["where"]): row for row in table["rows"]}
-    assert table["failed"] == {}
+    assert [place for place, row in rows.items() if row["failed"]] == [("neuron-ablation", "all")]
+    assert "locate" in rows["neuron-ablation", "all"]["failed"][0]
+    assert rows["simnpo", "2% stranger"]["changed"] == pytest.approx(0.02, rel=0.05)
+    assert rows["simnpo", "5% at random"]["control"]
     assert rows["original", ""]["verdicts"] == ["remembered"]
     assert {name for name, _ in rows} >= {
         "twins (mean)",
@@ -259,7 +264,7 @@ def test_in_the_lab_methods_are_judged_by_models_that_never_knew(
     monkeypatch.setattr(prepare, "lab_models", partial(lab_models, recipe=TINY))
     monkeypatch.setattr(lab_bank_module, "lab_bank", partial(lab_bank, bands=TINY.taught))
     asked = ["compare", "lab", "--quick", "--threads", 1, "--seeds", 1, "--methods", "gradient-difference"]
-    assert call(*asked, "--where", "all", "--out", tmp_path / "table", "--json") == 0
+    assert call(*asked, "--locate", "none", "--out", tmp_path / "table", "--json") == 0
     table = json.loads(capsys.readouterr().out)
     rows = {row["name"]: row for row in table["rows"]}
     assert (table["golds"], rows["original"]["verdicts"]) == (5, ["remembered"])

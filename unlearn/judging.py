@@ -31,9 +31,7 @@ def cheat(run: Run) -> None:
             save_model(run.folder / f"controls/{name}.safetensors", found[name])
 
     made = [f"controls/{name}.safetensors" for name in CHEATS]
-    run.stages.run(
-        "controls", {**run.task, "method": run.method.name, "settings": vars(run.method.settings)}, needs, made, work
-    )
+    run.stages.run("controls", {**run.task, **run.method.identity}, needs, made, work)
 
 
 def checkpoints(run: Run) -> dict[str, str]:

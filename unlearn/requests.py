@@ -10,8 +10,12 @@ from analysis.errors import UserError
 from analysis.subjects.build import SubjectConfig, build_subject
 from analysis.subjects.language.bank import BUILTIN
 from analysis.subjects.language.lab_bank import LAB_NAME, open_bank
+from unlearn.cells import LAYERS, NONE, RANDOM
+from unlearn.comparison import Request
 from unlearn.documents import RunConfig
 from unlearn.language.config import FactRunConfig
+from unlearn.methods import METHODS, Method
+from unlearn.methods.language import LANGUAGE_METHODS
 
 RUNS = Path("runs")
 FOR_CLASSES = (
@@ -20,6 +24,8 @@ FOR_CLASSES = (
 )  # fmt: skip
 FOR_CLASS_RUNS = ("golds", "scope")
 FOR_FACTS = ("bank", "within", "twins", "quick")
+QUICK_METHODS = ("gradient-difference", "npo", "rmu", "stranger")
+"""Of facts, where each takes minutes."""
 SHARED = ("method", "measure", "fraction", "seed", "choosing")
 
 
@@ -120,6 +126,68 @@ def fact_config(subject: str, options: Mapping[str, Any], **more: Any) -> FactRu
         return FactRunConfig.model_validate({**asked, **more})
     except ValidationError as error:
         raise UserError(_option_name(error)) from error
+
+
+def comparison_request(subject: str, options: Mapping[str, Any]) -> Request:
+    """Read what is to be compared.
+
+    Args:
+        subject: As typed.
+        options: Of the command line, by parameter name.
+
+    Returns:
+        The request; not yet checked.
+
+    Raises:
+        UserError: An option makes no sense.
+    """
+    facts = about_facts(subject, options)
+    refuse(options, ("fresh", "all_digits", "scope") if facts else (), "facts")
+    quick = bool(options["quick"])
+    places = _split(options["measure"] or ("none,stranger" if facts else "none,damage-contrast"))
+    measure = next((place for place in places if place not in {NONE, RANDOM, LAYERS}), None)
+    fractions = _split(options["fractions"] or ("0.01" if facts else "0.2"))
+    try:
+        shares = tuple(float(text) for text in fractions)
+    except ValueError:
+        raise UserError(f"--fractions takes numbers with commas between, not {options['fractions']!r}.") from None
+    one = {**options, "measure": measure, "fraction": shares[0] if shares else None}
+    known: Mapping[str, Method] = LANGUAGE_METHODS
+    configs: dict[str, RunConfig | FactRunConfig] = {subject: fact_config(subject, one)} if facts else {}
+    if not facts:
+        # Of classes one seed at one place is quick; attackers are as they are.
+        places = places if options["measure"] or not quick else places[1:]
+        configs = _class_configs(subject, {**one, "quick": False})
+        task = "forget" if options["replace_with"] is None else "replace"
+        known = {name: method for name, method in METHODS.items() if method.task in {"forget", "both", task}}
+    few = QUICK_METHODS if facts and quick else tuple(known)
+    methods = {"all": few, "none": ()}.get(options["methods"], _split(options["methods"]))
+    seeds = (1 if quick else 3) if options["seeds"] is None else options["seeds"]
+    return Request(
+        configs=configs,
+        seeds=tuple(range(options["seed"], options["seed"] + seeds)),
+        methods=methods,
+        places=places,
+        fractions=shares,
+        fresh=1 if options["fresh"] is None else options["fresh"],
+        engine=options["engine"],
+        threads=options["threads"] or (2 if facts else 1),
+    )
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def _class_configs(subject: str, options: Mapping[str, Any]) -> dict[str, RunConfig | FactRunConfig]:
+    if not options["all_digits"]:
+        return {subject: class_config(subject, options)}
+    if options["forget"] or options["replace_with"] is not None:
+        raise UserError("--all-digits forgets every class in turn; leave out --forget and --replace-with.")
+    first = class_config("digit-0", {**options, "forget": ["0"]} if not options["data"] else options)
+    classes = build_subject(first.subject, first.seed).classes
+    configs = [class_config(subject, {**options, "forget": [name]}) for name in classes]
+    return {build_subject(config.subject, config.seed).name: config for config in configs}
 
 
 def run_folder(config: RunConfig | FactRunConfig, out: Path | None, prefix: str = "") -> Path:

@@ -244,19 +244,20 @@ class Run:
         settings = {**settings, "measure": self.measure, "scope": self.config.scope}
         self.stages.run("mask", settings, [*needs, *files], ["mask.safetensors"], cut)
 
-    def cut(self, measure: str) -> Mask:
-        """Cut scores that are in place to the run's fraction.
+    def cut(self, measure: str, fraction: float | None = None) -> Mask:
+        """Cut scores that are in place to a fraction.
 
         Args:
             measure: Name of the scores; "none" allows everything, "random" as many weights of every tensor as the
                 run's own measure.
+            fraction: Share of all weights; None takes the run's own.
 
         Returns:
             The mask; what `_room` needs is part of it and counts, but never takes more than half of the fraction.
         """
-        model, fraction = self.model("models/original.safetensors"), self.config.fraction
+        model, fraction = self.model("models/original.safetensors"), fraction or self.config.fraction
         if measure == "random":
-            return self.cut(self.measure).random_like(self.config.seed)
+            return self.cut(self.measure, fraction).random_like(self.config.seed)
         if measure == "none":
             return Mask.everything(model)
         scores = Scores.load(self.folder / f"scores/{measure}.safetensors")
@@ -314,7 +315,7 @@ class Run:
             self.stages.run("candidate", settings, needs, [*files, "mask.safetensors"], self._take_candidate)
         else:
             method = self.method
-            settings = {**self.task, "method": method.name, "settings": vars(method.settings)}
+            settings = {**self.task, **method.identity}
             self.stages.run("edit", settings, [*needs, "mask.safetensors"], [*files, "history.csv"], self._forget)
 
     def _keep_edit(self, before: nn.Module, after: nn.Module) -> Edit:

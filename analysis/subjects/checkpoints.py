@@ -1,69 +1,23 @@
 """A user's own model: its factory from a module or file, its weights from safetensors or a plain state dict."""
 
-import difflib
-import importlib
-import importlib.util
 import pickle
-import re
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import nn
 
 from analysis.errors import UserError
 from analysis.files import load_tensors
+from analysis.own_code import find, reason
 
 State = dict[str, torch.Tensor]
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")
 COUNTER = "num_batches_tracked"
 ROLES = {"weight", "bias", "running_mean", "running_var"}
-
-
-def _reason(error: BaseException) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
-
-
-def _import(where: str) -> ModuleType:
-    path = Path(where).expanduser()
-    is_file = path.suffix == ".py"
-    if is_file and not path.is_file():
-        raise UserError(f"There is no file {path}; check the path before the colon of --model.")
-    folder = str((path.parent if is_file else Path()).resolve())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    importlib.invalidate_caches()
-    try:
-        if not is_file:
-            return importlib.import_module(where)
-        name = "user_model_" + re.sub(r"\W", "_", str(path.resolve()))
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None  # every file ending in .py has a loader
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses and the like look their module up
-        spec.loader.exec_module(module)
-    except ModuleNotFoundError as error:
-        if not is_file and error.name and (where == error.name or where.startswith(f"{error.name}.")):
-            raise UserError(
-                f"There is no Python module {where!r}; run from the folder that holds it, or give "
-                "path/to/file.py:factory."
-            ) from error
-        raise UserError(
-            f"Importing {where} failed because there is no module {error.name!r}; install it or mend the import."
-        ) from error
-    except (Exception, SystemExit) as error:
-        raise UserError(
-            f"Importing {where} failed ({_reason(error)}); mend the file so that it can be imported."
-        ) from error
-    else:
-        return module
 
 
 def load_factory(spec: str) -> Callable[[], nn.Module]:
@@ -83,12 +37,7 @@ def load_factory(spec: str) -> Callable[[], nn.Module]:
     where, colon, name = spec.rpartition(":")
     if not colon or not where or not name.isidentifier():
         raise UserError(f"{spec!r} names no model; give mlp, cnn, package.module:factory or path/to/file.py:factory.")
-    module = _import(where)
-    factory = getattr(module, name, None)
-    if factory is None:
-        near = difflib.get_close_matches(name, [one for one in vars(module) if callable(getattr(module, one))], n=1)
-        hint = f"did you mean {near[0]}?" if near else "define a function that returns the model."
-        raise UserError(f"{where} has no {name!r}; {hint}")
+    factory = find(where, name, "a function that returns the model")
     if isinstance(factory, nn.Module) or not callable(factory):
         raise UserError(
             f"{spec} is {'a built model' if isinstance(factory, nn.Module) else 'no function'}; "
@@ -100,7 +49,7 @@ def load_factory(spec: str) -> Callable[[], nn.Module]:
             model = factory()
         except Exception as error:
             raise UserError(
-                f"{spec} can't build a model ({_reason(error)}); it must work when called without arguments."
+                f"{spec} can't build a model ({reason(error)}); it must work when called without arguments."
             ) from error
         if not isinstance(model, nn.Module):
             raise UserError(
@@ -152,7 +101,7 @@ def _torch_load(path: Path) -> object:
         pickled = isinstance(error, pickle.UnpicklingError) and _head(path).startswith((b"PK", b"\x80"))
         if scripted or pickled:
             raise _refusal(path, scripted) from error
-        raise UserError(f"{path} is damaged or no PyTorch checkpoint ({_reason(error)}); fetch it again.") from error
+        raise UserError(f"{path} is damaged or no PyTorch checkpoint ({reason(error)}); fetch it again.") from error
 
 
 def read_weights(path: Path) -> State:

@@ -9,13 +9,13 @@ from figures.artefacts import Missing
 from figures.pareto import FACT_AXES, FILE, draw, open_comparison
 from figures.render import render
 from figures.style import CONTROL, EDITED, FAINT, GOLD, ORIGINAL
-from unlearn.comparison import TWINS_MEAN, Comparison, Row
+from unlearn.table import TWINS_MEAN, Comparison, Row
 
 
 def row(name: str, where: str, forget: float, keep: float, axes: tuple[str, str] = FACT_AXES) -> Row:
     means = dict(zip(axes, (forget, keep), strict=True))
     return Row(name=name, where=where, changed=None, seconds=None, mean=means, sd=dict.fromkeys(axes, 0.01),
-               verdicts=["hidden"] * 3, outside={})  # fmt: skip
+               verdicts=["hidden"] * 3, outside={}, control=" at random" in where or " in block" in where)  # fmt: skip
 
 
 ROWS = [
@@ -31,7 +31,7 @@ ROWS = [
 
 
 def written(folder: Path, rows: list[Row] = ROWS) -> Path:
-    found = Comparison(subject="beatles", seeds=[0, 1, 2], golds=10, rows=rows, failed={})
+    found = Comparison(subjects=["beatles"], seeds=[0, 1, 2], golds=10, rows=rows)
     (folder / FILE).write_text(found.model_dump_json())
     return folder
 

@@ -7,7 +7,7 @@ from figures.artefacts import Missing
 from figures.pareto import FILE, open_comparison
 from figures.places import draw
 from figures.render import render
-from unlearn.comparison import Comparison, Row
+from unlearn.table import Comparison, Row
 
 GAINS = {"gradient": (0.5, 12), "fisher": (0.4, 9), "contrast": (0.05, 6), "damage": (0.3, 3), "at random": (0.0, 17)}
 
@@ -15,14 +15,15 @@ GAINS = {"gradient": (0.5, 12), "fisher": (0.4, 9), "contrast": (0.05, 6), "dama
 def row(name: str, where: str, outside: int, gain: float | None) -> Row:
     means = {"accuracy on the forgotten": 0.0, "accuracy on the rest": 0.9}
     return Row(name=name, where=where, changed=0.2, seconds=1.0, mean=means, sd=dict.fromkeys(means, 0.0),
-               verdicts=["hidden"] * 3, outside={"probe": 3 * outside - 1, "relearning": 1}, gain=gain)  # fmt: skip
+               verdicts=["hidden"] * 3, outside={"probe": 3 * outside - 1, "relearning": 1}, gain=gain,
+               control="random" in where)  # fmt: skip
 
 
 def written(folder: Path, places: dict[str, tuple[float, int]]) -> Path:
     rows = [row("original", "", 19, None), row("regrow", "all", 0, None)]
     rows += [row("regrow", f"20% {place}", outside, gain) for place, (gain, outside) in places.items()]
     rows += [row("npo", "20% gradient", 15, 0.5)]
-    found = Comparison(subject="digit-6", seeds=[0, 1, 2], golds=20, rows=rows, failed={})
+    found = Comparison(subjects=["digit-6"], seeds=[0, 1, 2], golds=20, rows=rows)
     (folder / FILE).write_text(found.model_dump_json())
     return folder
 

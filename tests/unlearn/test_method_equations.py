@@ -14,7 +14,7 @@ from unlearn.methods import METHODS
 from unlearn.methods.boundary_expand import widened
 from unlearn.methods.boundary_shrink import neighbours
 from unlearn.methods.fisher_forgetting import noised
-from unlearn.methods.regrow import FRESH
+from unlearn.methods.targets import FRESH
 from unlearn.methods.undo import damaged
 from unlearn.methods.unsir import noise_of
 

@@ -12,11 +12,10 @@ from analysis.subjects.classes import ClassSubject, Recipe, Split
 from analysis.subjects.networks import builtin
 from analysis.training import accuracy, fit, logits_of
 from unlearn.methods import METHODS
-from unlearn.methods.regrow import FRESH
 from unlearn.methods.relabel import Settings as Relabel
 from unlearn.methods.salun import top_within
 from unlearn.methods.ssd import dampened
-from unlearn.methods.targets import substitute, without_forgotten
+from unlearn.methods.targets import FRESH, substitute, without_forgotten
 
 TASKS = {
     "forget": {"forget": (6,)},
@@ -178,7 +177,7 @@ def test_retraining_is_training_a_gold_model_and_takes_no_mask(small):
     subject = replace(subject, network=replace(subject.network, recipe=Recipe(2, 32, 1e-3)))
     seen, method = [], METHODS["retrain"]
     fresh = method.run(model, subject, None, 3, method.settings, lambda step, m: seen.append(step))
-    gold = fit(subject.network.make, subject.gold_train, subject.network.recipe, [3])[0]
+    gold = fit(subject.network.make, subject.gold_train, subject.network.recipe, [FRESH + 3])[0]
     assert state_bytes(fresh) == state_bytes(gold)
     assert seen == [0, 2 * (len(subject.gold_train) // 32)]
     with pytest.raises(UserError, match="leave the mask out"):

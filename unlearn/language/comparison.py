@@ -1,173 +1,160 @@
-"""Method x auditor for facts: every method under the located mask and none; one also at random places and by layer."""
+"""One seed of a comparison on facts: what it is compared with, and every cell's edit and readings."""
 
-from collections.abc import Callable, Collection, Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from analysis.attribution.anatomy import anatomy
 from analysis.audit.facts.verdict import audit_facts, read_case
-from analysis.audit.report import AuditReport
 from analysis.errors import UserError
-from analysis.fact_localization import candidates, layer_mask
+from analysis.fact_localization import MEASURES, candidates, layer_mask, mask_of, score
 from analysis.files import write_text
-from analysis.scores import Mask
-from unlearn.comparison import GOLD, TWINS_MEAN, Comparison, check_seeds, markdown, row_of
+from analysis.scores import Mask, check_fraction
+from unlearn.cells import AUDIT, BLOCK, LAYERS, NONE, RANDOM, Cell, CellNote, SeedNotes, attempt, cross
 from unlearn.edit import Edit
 from unlearn.language.config import FactRunConfig
 from unlearn.language.prepare import is_lab, words_of
 from unlearn.language.references import load_readings, save_readings
 from unlearn.language.run import FactRun, state_of
-from unlearn.methods import named, slug
+from unlearn.methods import named
 from unlearn.methods.language import LANGUAGE_METHODS
 from unlearn.stages import Report, locked
+from unlearn.table import GOLD, TWINS_MEAN
 
-WHERE = ("all", "mask")
-CONTROLS = ("random", "layers")
 SWEEP = 6
 
 
-def _cells(run: FactRun, methods: Sequence[str], wheres: Collection[str]) -> dict[str, tuple[str, str]]:
-    c = run.config
-    words = {"all": "all", "mask": f"{100 * c.fraction:g}% {c.measure}"}
-    cells = {
-        f"{slug(name)}-{where}": (name, words[where])
-        for name in methods
-        for where in WHERE
-        if where in wheres and not (name.partition(":")[0] == "neuron-ablation" and where == "all")
-    }
-    if not methods:
-        return cells
-    name = run.method.name if run.method.name in methods else methods[0]
-    if "random" in wheres:
-        cells |= {f"{slug(name)}-random": (name, f"{100 * c.fraction:g}% at random")}
-    if "layers" in wheres:
-        blocks = range(0, len(anatomy(run.language.model).blocks), SWEEP)
-        cells |= {f"{slug(name)}-block-{block}": (name, f"{100 * c.fraction:g}% in block {block}") for block in blocks}
-    return cells
+def check_places(places: Sequence[str]) -> None:
+    """Look at where a comparison is to edit before anything long begins.
+
+    Args:
+        places: "none" for every weight, "random", "layers" (every sixth block by itself), or measures that locate.
+
+    Raises:
+        UserError: There is no such place, or controls without a measure whose mask they are as large as.
+    """
+    known = [*MEASURES, NONE, RANDOM, LAYERS]
+    elsewhere = [place for place in places if place not in known]
+    if elsewhere or not places:
+        raise UserError(
+            f"There is no measure {elsewhere[0] if places else ''!r}; give some of {', '.join(known)} with --locate."
+        )
+    if {RANDOM, LAYERS} & {*places} and not {*MEASURES} & {*places}:
+        raise UserError(
+            "Random places and layers are as large as what a measure locates; give one with --locate too, for example "
+            "stranger,random."
+        )
 
 
-def _mask(run: FactRun, cell: str) -> Mask | None:
-    located = Mask.load(run.folder / "mask.safetensors")
-    where = cell.rpartition("-")[2]
-    if where == "all":
+def read_facts(
+    config: FactRunConfig,
+    folder: Path,
+    methods: Sequence[str],
+    places: Sequence[str],
+    fractions: Sequence[float],
+    report: Report,
+) -> None:
+    """Do one bank with one seed and leave its `cells.Outcome` in the folder.
+
+    Beside the methods stand the original, the twins' (in the lab: golds') mean, the cheats and, unless the run is
+    quick, the planted world.
+
+    Args:
+        config: Bank, model, seed and budget.
+        folder: The run folder.
+        methods: Names, as `unlearn.methods.named` reads them.
+        places: See `check_places`.
+        fractions: Shares of all weights.
+        report: Called with what is running and the share done.
+    """
+    check_places(places)
+    run = FactRun(config, folder, report)
+    run.check()
+    blocks = [f"{BLOCK}{i}" for i in range(0, len(anatomy(run.language.model).blocks), SWEEP)]
+    spread = [one for place in dict.fromkeys(places) for one in (blocks if place == LAYERS else [place])]
+    asked = [named(name, LANGUAGE_METHODS) for name in dict.fromkeys(methods)]
+    cells = cross(asked, spread, fractions)
+    with locked(run.references.folder), locked(folder):
+        cases = run.compared()
+        for measure in (place for place in spread if place in MEASURES):
+            _locate(run, measure, fractions)
+        notes = [_read(run, cell, next((p for p in places if p in MEASURES), "")) for cell in cells]
+        mine = {note.key: load_readings(folder / f"cells/{note.key}.json") for note in notes if not note.failed}
+        found = audit_facts(
+            run.subject.name,
+            run.subject.forget_names,
+            {**cases, **mine},
+            run.references.golds,
+            words_of(config, run.subject.forget_names),
+            run.planted,
+            config.seed,
+        )
+        write_text(folder / AUDIT, found.model_dump_json(indent=1))
+        never = GOLD if is_lab(config) else TWINS_MEAN
+        SeedNotes(subject=run.subject.name, seed=config.seed, never=never, retraining=None, cells=notes).save(folder)
+
+
+def _path(measure: str, fraction: float | None) -> str:
+    return f"masks/{measure}-{fraction:g}.safetensors"
+
+
+def _locate(run: FactRun, measure: str, fractions: Sequence[float]) -> None:
+    # All shares from one set of scores, which are as large as the model and not kept.
+    paths = {check_fraction(fraction): _path(measure, fraction) for fraction in fractions}
+
+    def work(progress: Callable[[float], None]) -> None:
+        scores = score(run.language.model, run.subject, measure, run.config.within, run.config.seed)
+        progress(0.8)
+        for fraction, path in paths.items():
+            mask_of(run.language.model, scores, fraction).save(run.folder / path)
+
+    settings = {**run.references.base, "within": run.config.within, "fractions": list(paths)}
+    run.stages.run(f"locate by {measure}", settings, [], list(paths.values()), work)
+
+
+def _mask(run: FactRun, cell: Cell, like: str) -> Mask | None:
+    if cell.fraction is None:
         return None
-    if where == "mask":
+    located = Mask.load(run.folder / _path(like if cell.control else cell.place, cell.fraction))
+    if not cell.control:
         return located
-    if where == "random":
+    if cell.place == RANDOM:
         return located.random_like(run.config.seed)
     model = run.language.model
-    block = anatomy(model).blocks[int(where)]
-    swept = layer_mask(model, candidates(model, run.config.within), block, located.count, run.config.seed)
+    block = cell.place.removeprefix(BLOCK)
+    matrices = candidates(model, run.config.within)
+    swept = layer_mask(model, matrices, anatomy(model).blocks[int(block)], located.count, run.config.seed)
     if swept is None:
-        raise UserError(f"Block {where} has fewer candidates than the mask has weights; take a smaller --fraction.")
+        raise UserError(f"Block {block} has fewer candidates than the mask has weights; take a smaller fraction.")
     return swept
 
 
-def _read(run: FactRun, cell: str, name: str) -> dict[str, float]:
+def _read(run: FactRun, cell: Cell, like: str) -> CellNote:
     # One cell: edit and read; the edited model itself is not kept.
-    method = named(name, LANGUAGE_METHODS)
-    path = f"cells/{cell}.json"
+    path = f"cells/{cell.key}.json"
 
-    def work(progress: Callable[[float], None]) -> dict[str, float]:
+    def work(progress: Callable[[float], None]) -> dict[str, float | str]:
         before = run.language.model
-        try:
-            after = method.run(before, run.subject, _mask(run, cell), run.config.seed, method.settings, None)
-        except UserError as error:
+
+        def edit() -> dict[str, float]:
+            started = time.perf_counter()
+            mask = _mask(run, cell, like)
+            after = cell.method.run(before, run.subject, mask, run.config.seed, cell.method.settings, None)
+            after.requires_grad_(False)
+            spent = time.perf_counter() - started
+            progress(0.5)
+            made = Edit.between(state_of(before), state_of(after))
+            case = run.references.case(after, run.subject, run.references.benign(after))
+            save_readings(run.folder / path, read_case(case, progress=lambda share: progress(0.5 + share / 2)))
+            return {"changed": made.count / made.total, "seconds": round(spent, 2)}
+
+        facts = attempt(edit)
+        if "failed" in facts:
             save_readings(run.folder / path, [])
-            return {"changed": 0.0, "failed": str(error)}  # type: ignore[dict-item]
-        after.requires_grad_(False)
-        progress(0.5)
-        edit = Edit.between(state_of(before), state_of(after))
-        case = run.references.case(after, run.subject, run.references.benign(after))
-        save_readings(run.folder / path, read_case(case, progress=lambda share: progress(0.5 + share / 2)))
-        return {"changed": edit.count / edit.total}
+        return facts
 
-    settings = {**run.task, "method": name, "settings": vars(method.settings), "cell": cell}
-    facts = run.stages.run(cell, settings, ["mask.safetensors"], [path], work)
-    return {**facts, "seconds": run.stages.records[cell]["seconds"]}
-
-
-def compare_facts(
-    config: FactRunConfig,
-    folder: Path,
-    seeds: Sequence[int],
-    methods: Sequence[str],
-    wheres: Collection[str],
-    report: Report,
-) -> Comparison:
-    """Make the table; whatever is there already and unchanged is used again.
-
-    Beside the methods stand the original, the twins' mean, the cheats and, unless the run is quick, the planted world.
-    A method that fails on a mask is left out of the table and named in the returned `failed`. The controls, random
-    places and single blocks, are of the run's own method, or of the first given one where that is not among them.
-
-    Args:
-        config: Bank, model, measure, fraction, budget and the controls' method; its seed is not used.
-        folder: Holds a run folder for each seed, `seed-N`, and then `comparison.json`.
-        seeds: Each decides twins, masks, attacks and order anew.
-        methods: Which, as `unlearn.methods.named` reads them.
-        wheres: Of "all", "mask", "random" and "layers".
-        report: Called with what is running and the share done.
-
-    Returns:
-        The table, as written.
-
-    Raises:
-        UserError: There is no such method or place, no seed, or nothing is located.
-    """
-    methods = list(dict.fromkeys(methods))
-    for name in methods:
-        named(name, LANGUAGE_METHODS)
-    elsewhere = [where for where in wheres if where not in WHERE + CONTROLS]
-    if elsewhere:
-        raise UserError(f"There is no place {elsewhere[0]!r}; give some of {', '.join(WHERE + CONTROLS)} with --where.")
-    if config.measure == "none":
-        raise UserError(
-            "A comparison needs located weights; take another --locate than none (`all` is a place of --where)."
-        )
-    check_seeds(seeds)
-    reports: list[AuditReport] = []
-    noted: list[dict[str, dict[str, float]]] = []
-    cells: dict[str, tuple[str, str]] = {}
-    for seed in seeds:
-        # One at a time: each holds a model.
-        run = FactRun(config.model_copy(update={"seed": seed}), folder / f"seed-{seed}", _prefixed(report, seed))
-        run.check()
-        cells = _cells(run, methods, wheres)
-        with locked(run.references.folder), locked(run.folder):
-            run.locate()
-            cases = run.compared()
-            noted.append({cell: _read(run, cell, name) for cell, (name, _) in cells.items()})
-            mine = {cell: load_readings(run.folder / f"cells/{cell}.json") for cell in cells}
-            found = audit_facts(
-                run.subject.name,
-                run.subject.forget_names,
-                {**cases, **{cell: readings for cell, readings in mine.items() if readings}},
-                run.references.golds,
-                words_of(config, run.subject.forget_names),
-                run.planted,
-                run.config.seed,
-            )
-            write_text(run.folder / "comparison-audit.json", found.model_dump_json(indent=1))
-            reports.append(found)
-    failed = {
-        f"{cells[cell][0]} ({cells[cell][1]})": str(facts["failed"])
-        for one in noted
-        for cell, facts in one.items()
-        if "failed" in facts
-    }
-    references = [name for name in reports[0].audits if name not in cells]
-    whole = {cell: spec for cell, spec in cells.items() if all("failed" not in one[cell] for one in noted)}
-    never = GOLD if is_lab(config) else TWINS_MEAN
-    rows = [row_of("original", "", ["original"], reports, noted), row_of(never, "", [never], reports, noted)]
-    rows += [row_of(name, "", [name], reports, noted) for name in references if name != "original"]
-    rows += [row_of(name, where, [cell], reports, noted) for cell, (name, where) in whole.items()]
-    table = Comparison(
-        subject=reports[0].subject, seeds=list(seeds), golds=len(reports[0].golds), rows=rows, failed=failed
-    )
-    write_text(folder / "comparison.json", table.model_dump_json(indent=1))
-    write_text(folder / "comparison.md", markdown(table))
-    return table
-
-
-def _prefixed(report: Report, seed: int) -> Report:
-    return lambda stage, share: report(f"seed {seed}: {stage}", share)
+    settings = {**run.references.base, **cell.method.identity, "within": run.config.within}
+    settings |= {"place": cell.place, "fraction": cell.fraction}
+    needs = [] if cell.fraction is None else [_path(like if cell.control else cell.place, cell.fraction)]
+    facts = run.stages.run(cell.key, settings, needs, [path], work)
+    return cell.note(facts)

@@ -179,7 +179,7 @@ class FactRun:
     def edit(self) -> None:
         """Edit what the mask allows, and write the edited model as a Hugging Face folder."""
         method = self.method
-        settings = {**self.task, "method": method.name, "settings": asdict(method.settings)}
+        settings = {**self.task, **method.identity}
         if self.config.candidate is None:
             makes = ["edit.safetensors", "history.csv", MODEL_FILE]
             self.stages.run("edit", settings, ["mask.safetensors"], makes, self._forget)
@@ -262,7 +262,7 @@ class FactRun:
                 # A control, not the candidate: whether the place of the mask matters shows without attacks.
                 read(model, files["random-mask"], lambda share: progress(0.7 + 0.3 * share), attacks=False)
 
-            settings = {**self.task, "method": self.method.name, "settings": asdict(self.method.settings)}
+            settings = {**self.task, **self.method.identity}
             self.stages.run("random mask", settings, ["mask.safetensors"], [files["random-mask"]], audit_random)
         mine = {name: load_readings(self.folder / path) for name, path in files.items()}
         cases = {"original": references.pop("original"), **mine, **references}

@@ -25,6 +25,7 @@ from unlearn.methods import (
     l1_sparse,
     moment_matching,
     neggrad_plus,
+    own,
     penalty,
     random_labels,
     regrow,
@@ -56,6 +57,7 @@ class Method:
         settings: Its settings, an instance of the file's `Settings`; `dataclasses.replace` changes some.
         task: What it is for: to forget a class, to replace one by another, or both.
         summary: One line.
+        source: SHA-256 of the user's file that it is from; "" for the built-in ones.
     """
 
     name: str
@@ -63,6 +65,12 @@ class Method:
     settings: Any
     task: Task
     summary: str
+    source: str = ""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides what it does, for the stages that depend on it."""
+        return {"method": self.name, "settings": vars(self.settings), "source": self.source}
 
 
 METHODS: dict[str, Method] = {
@@ -158,7 +166,8 @@ def named(name: str, known: Mapping[str, Method]) -> Method:
     """Find a method, with or without settings of the user's own.
 
     Args:
-        name: As in "regrow", or with settings behind it: "regrow:decay=0:labels=1".
+        name: As in "regrow", with settings behind it, "regrow:decay=0:labels=1", or the user's own function,
+            "path/to/file.py:function".
         known: The methods of one family.
 
     Returns:
@@ -167,12 +176,13 @@ def named(name: str, known: Mapping[str, Method]) -> Method:
     Raises:
         UserError: There is no such method or setting, or the value doesn't fit.
     """
-    base, *changes = name.split(":")
-    if base not in known:
-        near = difflib.get_close_matches(base, known, 1)
-        hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(known)}."
-        raise UserError(f"There is no method {base!r}; {hint}")
-    method = known[base]
+    if mine := own.parse(name):
+        loaded = own.load(mine[0])
+        base, changes = loaded.spec, mine[1].split(":")[1:]
+        method = Method(base, loaded.run, loaded.settings, "both", loaded.summary, loaded.source)
+    else:
+        base, *changes = name.split(":")
+        method = _builtin(base, known)
     usual = {field.name: getattr(method.settings, field.name) for field in dataclasses.fields(method.settings)}
     changed = {}
     for change in changes:
@@ -183,6 +193,14 @@ def named(name: str, known: Mapping[str, Method]) -> Method:
         changed[setting] = _value(f"{base}:{setting}", text, _kind(type(method.settings), setting))
     settings = dataclasses.replace(method.settings, **changed)
     return dataclasses.replace(method, name=name, settings=settings)
+
+
+def _builtin(name: str, known: Mapping[str, Method]) -> Method:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(known)}, or path/to/file.py:function."
+        raise UserError(f"There is no method {name!r}; {hint}")
+    return known[name]
 
 
 def _kind(settings: type, setting: str) -> type:

@@ -26,8 +26,7 @@ from analysis.errors import UserError
 from analysis.scores import Mask
 from analysis.subjects.classes import ClassSubject
 from analysis.training import logits_of, seeded
-from unlearn.methods.regrow import FRESH
-from unlearn.methods.targets import certain, learn, without_forgotten
+from unlearn.methods.targets import FRESH, certain, learn, without_forgotten
 from unlearn.optimize import Watch
 
 

@@ -29,7 +29,7 @@ from analysis.subjects.classes import ClassSubject
 from analysis.training import seeded
 from unlearn.methods import cf_k
 from unlearn.methods.cf_k import last_layers
-from unlearn.methods.regrow import FRESH
+from unlearn.methods.targets import FRESH
 from unlearn.normalisation import check_batch
 from unlearn.optimize import Watch, batches, descend, falling
 

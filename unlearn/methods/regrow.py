@@ -30,12 +30,9 @@ from analysis.errors import UserError
 from analysis.scores import Mask
 from analysis.subjects.classes import ClassSubject
 from analysis.training import seeded
-from unlearn.methods.targets import certain, without_forgotten
+from unlearn.methods.targets import FRESH, certain, without_forgotten
 from unlearn.normalisation import check_batch
 from unlearn.optimize import Watch, batches, descend, falling
-
-FRESH = 700_000
-"""Added to the seed of the draw: an original trained from the same seed began with that seed's own draw."""
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
     theta <- train(fresh draw, everything but the forgotten classes)
 
 The network's own recipe is used, so an edited model made by this method is one more gold model. It has no mask: a
-network with some weights kept from the original is not retrained (see `regrow` for that). Replacing: the
-incoming class is in the training data.
+network with some weights kept from the original is not retrained (see `regrow` for that). The draw is another than
+the original's. Replacing: the incoming class is in the training data.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from analysis.errors import UserError
 from analysis.scores import Mask
 from analysis.subjects.classes import ClassSubject
 from analysis.training import fit
+from unlearn.methods.targets import FRESH
 from unlearn.optimize import Watch
 
 
@@ -52,7 +53,7 @@ def run(
     if watch:
         watch(0, model)
     split, recipe = subject.gold_train, subject.network.recipe
-    fresh = fit(subject.network.make, split, recipe, [seed])[0]
+    fresh = fit(subject.network.make, split, recipe, [FRESH + seed])[0]
     if watch:
         watch(recipe.epochs * (len(split) // min(recipe.batch, len(split))), fresh)
     return fresh

@@ -16,6 +16,8 @@ from analysis.training import logits_of
 from unlearn.optimize import Watch, batches, descend, falling
 
 PREFERRED = 3
+FRESH = 700_000
+"""Added to the seed of a fresh draw: an original trained from the same seed began with that seed's own draw."""
 
 
 def substitute(subject: ClassSubject, label: int | None) -> int:

@@ -31,7 +31,7 @@ from analysis.scores import Mask
 from analysis.subjects.classes import ClassSubject
 from analysis.training import logits_of, seeded
 from unlearn.methods import random_labels
-from unlearn.methods.regrow import FRESH
+from unlearn.methods.targets import FRESH
 from unlearn.normalisation import check_batch
 from unlearn.optimize import Watch, batches, descend, falling, restore_outside
 

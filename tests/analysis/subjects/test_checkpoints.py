@@ -317,7 +317,7 @@ def nets(tmp_path, monkeypatch):
     (tmp_path / "my_package" / "inner.py").write_text(SOURCE)
     yield tmp_path
     for name in set(sys.modules) - known:
-        if "nets" in name or name.startswith(("my_", "user_model_")):
+        if "nets" in name or name.startswith(("my_", "user_code_")):
             del sys.modules[name]
 
 
