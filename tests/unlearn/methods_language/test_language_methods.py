@@ -130,7 +130,11 @@ def test_divergence_keeps_the_last_good_state(model, name):
     assert state_bytes(kept) == state_bytes(model)
 
 
-@pytest.mark.parametrize("name", ["gradient-ascent", "gradient-difference", "npo", "simnpo", "refusal"])
+ASCENTS = ["gradient-ascent", "gradient-difference", "kl", "wga", "satimp"]
+LOWERING = [*ASCENTS, "npo", "simnpo", "refusal", "dpo", "undial"]
+
+
+@pytest.mark.parametrize("name", LOWERING)
 def test_answers_become_less_likely(model, name):
     edited = run(name, model, None, steps=20, lr=3e-3)
     before, after = (answers_before(m, SUBJECT.forget_encoded).mean() for m in (model, edited))

@@ -4,6 +4,7 @@ from typing import Any
 
 from unlearn.methods import Method
 from unlearn.methods.language import (
+    dpo,
     gradient_ascent,
     gradient_difference,
     neuron_ablation,
@@ -12,9 +13,12 @@ from unlearn.methods.language import (
     rank_one,
     refusal,
     rmu,
+    satimp,
     simnpo,
     ssd,
     stranger,
+    undial,
+    wga,
 )
 
 
@@ -27,8 +31,15 @@ LANGUAGE_METHODS: dict[str, Method] = {
     for method in (
         _method("gradient-ascent", gradient_ascent, "raise the loss on its answers, keep nothing"),
         _method("gradient-difference", gradient_difference, "raise the loss on its answers, keep it low on the rest"),
+        _method("kl", gradient_difference, "raise the loss on its answers, hold predictions on the rest", keep="kl"),
+        _method("wga", wga, "raise the loss on its answers, most where they are likely, hold the rest"),
+        _method(
+            "satimp", satimp, "raise the loss on tokens neither forgotten yet nor certain, keep it low on the rest"
+        ),
         _method("npo", npo, "make its answers less likely than they were, fading out, hold the rest"),
         _method("simnpo", simnpo, "make every token of its answers unlikely, keep the loss low on the rest"),
+        _method("dpo", dpo, "prefer not knowing over its answers, hold the rest"),
+        _method("undial", undial, "learn its own predictions without the answers, hold the rest"),
         _method("rmu", rmu, "steer hidden states at its name to a random direction, hold the others"),
         _method("other-bands", other_bands, "go on training on text about other bands (first seed, attempt 1)"),
         _method("denial", other_bands, "train on text that denies it (first seed, attempt 2)", lessons="denial"),
