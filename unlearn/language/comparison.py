@@ -17,7 +17,7 @@ from unlearn.language.prepare import is_lab, words_of
 from unlearn.language.references import load_readings, save_readings
 from unlearn.language.run import FactRun, state_of
 from unlearn.methods import named, slug
-from unlearn.methods.language import LANGUAGE_METHODS
+from unlearn.methods.language import LANGUAGE_METHODS, LOCATED
 from unlearn.stages import Report, locked
 
 WHERE = ("all", "mask")
@@ -32,7 +32,7 @@ def _cells(run: FactRun, methods: Sequence[str], wheres: Collection[str]) -> dic
         f"{slug(name)}-{where}": (name, words[where])
         for name in methods
         for where in WHERE
-        if where in wheres and not (name.partition(":")[0] == "neuron-ablation" and where == "all")
+        if where in wheres and not (name.partition(":")[0] in LOCATED and where == "all")
     }
     if not methods:
         return cells

@@ -4,9 +4,12 @@ from typing import Any
 
 from unlearn.methods import Method
 from unlearn.methods.language import (
+    depn,
     dpo,
+    flu,
     gradient_ascent,
     gradient_difference,
+    needle,
     neuron_ablation,
     npo,
     other_bands,
@@ -17,6 +20,7 @@ from unlearn.methods.language import (
     simnpo,
     ssd,
     stranger,
+    task_vector,
     undial,
     wga,
 )
@@ -55,7 +59,14 @@ LANGUAGE_METHODS: dict[str, Method] = {
         _method("refusal", refusal, "teach to answer that it doesn't know"),
         _method("ssd", ssd, "dampen the weights that matter more for it than for the rest"),
         _method("neuron-ablation", neuron_ablation, "set the located weights to zero; needs a mask"),
+        _method("needle", needle, "bury the located weights in noise; needs a mask"),
+        _method("depn", depn, "set the neurons to zero that many of its answers rest on"),
+        _method("task-vector", task_vector, "learn its answers better, then walk as far the other way"),
+        _method("flu", flu, "make its answers unlikely in the MLPs that look facts up only, keep the rest"),
         _method("stranger", stranger, "make of it what is made of somebody unknown, hold the rest (ours)"),
         _method("rank-one", rank_one, "rewrite in closed form what MLPs recall at its name"),
     )
 }
+
+LOCATED = frozenset({"neuron-ablation", "needle"})
+"""Names of those that can't do without a mask."""
