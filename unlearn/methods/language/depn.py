@@ -9,12 +9,16 @@ Wu et al. 2023, "DEPN: Detecting and Editing Privacy Neurons in Pretrained Langu
 So a neuron must push towards the answers. The measure "neuron-ig" takes means and their magnitudes instead: one prompt
 can decide, and neurons that hold answers back are located as well. The erasure is `neuron_ablation`'s.
 
-The authors' code (BERT, masked tokens): 20 points on the path, threshold 0.1 in comments and 0.01 in scripts, and 20
-neurons (10 to 200 recommended). Its aggregation can't run as it is: the threshold stays the text of `sys.argv`.
+The authors' code (BERT, masked tokens): 20 points on the path, threshold 0.1 in comments and 0.01 in scripts, 20 of
+the neurons (10 to 200 recommended), 20 to 200 texts. Its aggregation can't run as it is: the threshold stays text.
 
 Deviations: log P of all of an answer's tokens, moved at all positions but the first, on Gauss-Legendre nodes (see
 `attribution.language_ig`); the first block, whose neurons make the embeddings what they are, is left out; ties between
-neurons are broken by attribution. Under a mask only neurons of which it allows something count, and of these its part.
+neurons are broken by attribution; 10 facts are looked at, since every prompt runs through the model once for each block
+and node. Under a mask only neurons of which it allows something count, and of these its part.
+
+In SmolLM2-135M 20 neurons, found by 2 facts, cost more of the rest than of the subject: right answers on unseen facts
+.63, now .61, on kept facts .85, now .74, text loss from 4.6 to 5.3. One seed, on the facts for choosing.
 """
 
 from collections.abc import Mapping
@@ -47,7 +51,7 @@ class Settings:
 
     neurons: int = 20
     threshold: float = 0.1
-    facts: int = 20
+    facts: int = 10
     points: int = 6
 
 

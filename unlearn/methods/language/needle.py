@@ -14,6 +14,10 @@ then goes on to train that vector by gradient ascent at a learning rate of 0.2 f
 Deviations: the vectors are those of the mask, best located by "neuron-ig" (theirs were found by what they spell in
 vocabulary space, and chosen with GPT-4 and by hand); any mask is taken as it is. The noise is measured by the matrix's
 root mean square, since weights are not of one size in all models. Nothing is trained: see `gradient_ascent` for that.
+
+Expect little of it: in SmolLM2-135M, on the 0.01% of "neuron-ig" from 3 facts, noise 0.3 leaves right answers
+on unseen facts where they were (.63, now .65; kept facts .85, now .83), and 1 takes everything (.27 and .42, text loss
+from 4.6 to 9.2). One seed, on the facts for choosing.
 """
 
 from dataclasses import dataclass
@@ -36,7 +40,7 @@ class Settings:
         noise: Standard deviation of the noise, in root mean squares of the matrix it is added to, above 0.
     """
 
-    noise: float = 1.0
+    noise: float = 0.3
 
 
 def run(
