@@ -14,6 +14,7 @@ from torch import nn
 from analysis.ablation import CausalScore, Curve, causal_scores, count_of
 from analysis.attribution.anatomy import anatomy, neuron_mask_rows
 from analysis.attribution.fisher import fisher_diagonal, fisher_ratio
+from analysis.attribution.guided import guided_attribution
 from analysis.attribution.language_ig import neuron_integrated_gradients
 from analysis.audit.report import Document
 from analysis.errors import UserError
@@ -25,7 +26,7 @@ from analysis.subjects.language.scoring import ask, encode_facts, mean_loss
 from analysis.subjects.language.strangeness import meet, strangeness
 
 Within = Literal["mlp", "down", "blocks"]
-MEASURES = ("gradient", "gradient-ratio", "fisher", "fisher-ratio", "neuron-ig", "stranger")
+MEASURES = ("gradient", "gradient-ratio", "fisher", "fisher-ratio", "neuron-ig", "stranger", "wagle")
 FRACTIONS = (0.0001, 0.001, 0.01)
 FACTS = 24
 NEURON_FACTS = 10
@@ -142,6 +143,7 @@ def score(model: nn.Module, subject: FactSubject, measure: str, within: Within, 
       first block's left out.
     - "stranger": |gradient| of how differently the subject is treated from invented ones
       (`subjects.language.strangeness`); besides the facts it looks at every name in neutral sentences.
+    - "wagle": what setting a weight to zero does to forgetting, less what keeping the rest undoes of it.
 
     Args:
         model: A causal language model; left as it was.
@@ -183,9 +185,10 @@ def score(model: nn.Module, subject: FactSubject, measure: str, within: Within, 
             return mine
         return fisher_ratio(mine, fisher_diagonal(model, kept.ids, kept.labels, chunk=ROWS, names=names))
     weights = dict(model.named_parameters())
-    mine_ = {
-        n: (g * weights[n].detach()).abs() for n, g in gradients(model, partial(mean_loss, model, gone), names).items()
-    }
+    slopes = gradients(model, partial(mean_loss, model, gone), names)
+    if measure == "wagle":
+        return guided_attribution(weights, slopes, gradients(model, partial(mean_loss, model, kept), names))
+    mine_ = {n: (g * weights[n].detach()).abs() for n, g in slopes.items()}
     if measure == "gradient-ratio":
         theirs = {
             n: (g * weights[n].detach()).abs()

@@ -17,11 +17,9 @@ from unlearn.cells import Outcome
 from unlearn.class_comparison import class_cells, read_classes
 from unlearn.documents import RunConfig
 from unlearn.engines import Engine, Job, perform
-from unlearn.language.comparison import check_places, read_facts
+from unlearn.language.comparison import fact_cells, read_facts
 from unlearn.language.config import FactRunConfig
 from unlearn.leaderboard import leaderboard
-from unlearn.methods import named
-from unlearn.methods.language import LANGUAGE_METHODS
 from unlearn.stages import Report, locked
 from unlearn.table import Comparison, markdown, tabulate, tidy
 
@@ -66,9 +64,7 @@ class Request:
             if isinstance(config, RunConfig):
                 class_cells(config, self.methods, self.places, self.fractions)
             else:
-                check_places(self.places)
-                for name in self.methods:
-                    named(name, LANGUAGE_METHODS)
+                fact_cells(self.methods, self.places, self.fractions)
 
 
 def compare(request: Request, folder: Path, report: Report) -> Comparison:

@@ -152,11 +152,11 @@ def test_scores_against_plain_autograd(family):
     assert {measure: one.measure for measure, one in found.items()} == {measure: measure for measure in MEASURES}
     sides = [[(p, one.answer) for one in facts for p in one.train] for facts in (SUBJECT.forget, SUBJECT.retain)]
     names = candidates(model, "down")
-    salience, fisher = (
+    plain, fisher = (
         [{name: slow_gradient(model, pairs, name, square) for name in names} for pairs in sides]
         for square in (False, True)
     )
-    salience = [{name: (g * weights[name]).abs().detach() for name, g in side.items()} for side in salience]
+    salience = [{name: (g * weights[name]).abs().detach() for name, g in side.items()} for side in plain]
     floor = torch.cat([value.flatten() for value in salience[1].values()]).mean()
     damping = 0.01 * torch.cat([value.flatten() for value in fisher[1].values()]).mean()
     for name in names:
@@ -165,6 +165,7 @@ def test_scores_against_plain_autograd(family):
             "gradient-ratio": salience[0][name] / (salience[1][name] + floor),
             "fisher": fisher[0][name],
             "fisher-ratio": fisher[0][name] / (fisher[1][name] + damping),
+            "wagle": ((weights[name].detach() - 1e6 * plain[1][name]) * plain[0][name]).abs(),
         }
         for measure, value in expected.items():
             torch.testing.assert_close(found[measure].values[name], value, rtol=1e-3, atol=1e-5 * float(value.max()))

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from analysis.attribution.anatomy import anatomy
@@ -17,21 +18,27 @@ from unlearn.language.prepare import is_lab, words_of
 from unlearn.language.references import load_readings, save_readings
 from unlearn.language.run import FactRun, state_of
 from unlearn.methods import named
-from unlearn.methods.language import LANGUAGE_METHODS
+from unlearn.methods.language import LANGUAGE_METHODS, LOCATED
 from unlearn.stages import Report, locked
 from unlearn.table import GOLD, TWINS_MEAN
 
 SWEEP = 6
 
 
-def check_places(places: Sequence[str]) -> None:
-    """Look at where a comparison is to edit before anything long begins.
+def fact_cells(methods: Sequence[str], places: Sequence[str], fractions: Sequence[float]) -> list[Cell]:
+    """Cross methods with places, as far as they can go there.
 
     Args:
+        methods: Names, as `unlearn.methods.named` reads them.
         places: "none" for every weight, "random", "layers" (every sixth block by itself), or measures that locate.
+        fractions: Shares of all weights.
+
+    Returns:
+        The cells, "layers" still as one place.
 
     Raises:
-        UserError: There is no such place, or controls without a measure whose mask they are as large as.
+        UserError: There is no such method or place, controls stand without a measure whose mask they are as large as,
+            or a method that needs a mask gets none.
     """
     known = [*MEASURES, NONE, RANDOM, LAYERS]
     elsewhere = [place for place in places if place not in known]
@@ -44,6 +51,12 @@ def check_places(places: Sequence[str]) -> None:
             "Random places and layers are as large as what a measure locates; give one with --locate too, for example "
             "stranger,random."
         )
+    asked = [named(name, LANGUAGE_METHODS) for name in dict.fromkeys(methods)]
+    masked = {LANGUAGE_METHODS[name].run for name in LOCATED}
+    if {*places} == {NONE} and (idle := next((method.name for method in asked if method.run in masked), None)):
+        raise UserError(f"The method {idle!r} needs located weights; leave it out, or add a measure with --locate.")
+    crossed = cross(asked, list(dict.fromkeys(places)), fractions)
+    return [cell for cell in crossed if cell.place != NONE or cell.method.run not in masked]
 
 
 def read_facts(
@@ -63,22 +76,23 @@ def read_facts(
         config: Bank, model, seed and budget.
         folder: The run folder.
         methods: Names, as `unlearn.methods.named` reads them.
-        places: See `check_places`.
+        places: See `fact_cells`.
         fractions: Shares of all weights.
         report: Called with what is running and the share done.
     """
-    check_places(places)
+    asked = fact_cells(methods, places, fractions)
     run = FactRun(config, folder, report)
     run.check()
     blocks = [f"{BLOCK}{i}" for i in range(0, len(anatomy(run.language.model).blocks), SWEEP)]
-    spread = [one for place in dict.fromkeys(places) for one in (blocks if place == LAYERS else [place])]
-    asked = [named(name, LANGUAGE_METHODS) for name in dict.fromkeys(methods)]
-    cells = cross(asked, spread, fractions)
+    cells = [
+        replace(cell, place=place) for cell in asked for place in (blocks if cell.place == LAYERS else [cell.place])
+    ]
+    measures = [place for place in dict.fromkeys(places) if place in MEASURES]
     with locked(run.references.folder), locked(folder):
         cases = run.compared()
-        for measure in (place for place in spread if place in MEASURES):
+        for measure in measures:
             _locate(run, measure, fractions)
-        notes = [_read(run, cell, next((p for p in places if p in MEASURES), "")) for cell in cells]
+        notes = [_read(run, cell, next(iter(measures), "")) for cell in cells]
         mine = {note.key: load_readings(folder / f"cells/{note.key}.json") for note in notes if not note.failed}
         found = audit_facts(
             run.subject.name,

@@ -41,7 +41,7 @@ from unlearn.language.pictures import collect, survival
 from unlearn.language.prepare import is_lab, open_language, open_references, words_of
 from unlearn.language.references import References, load_readings, save_readings
 from unlearn.methods import Method, named
-from unlearn.methods.language import LANGUAGE_METHODS
+from unlearn.methods.language import LANGUAGE_METHODS, LOCATED
 from unlearn.optimize import Watch
 from unlearn.stages import Report, Stages
 
@@ -116,8 +116,9 @@ class FactRun:
             UserError: There is no such method, or it needs a mask and none is located.
         """
         method = named(self.config.method or DEFAULT_METHOD, LANGUAGE_METHODS)
-        if method.run is LANGUAGE_METHODS["neuron-ablation"].run and self.config.measure == "none":
-            raise UserError("The method 'neuron-ablation' needs located weights; take another --locate than none.")
+        base = method.name.partition(":")[0]
+        if base in LOCATED and self.config.measure == "none":
+            raise UserError(f"The method {base!r} needs located weights; take another --locate than none.")
         return method
 
     def check(self) -> None:

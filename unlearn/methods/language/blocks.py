@@ -73,6 +73,21 @@ def down_mask(model: nn.Module, layers: Sequence[int]) -> Mask:
     return Mask({name: torch.ones(model.get_parameter(name).shape, dtype=torch.bool) for name in names})
 
 
+def mlp_mask(model: nn.Module, layers: Sequence[int]) -> Mask:
+    """Allow all parameters of the MLPs of some layers.
+
+    Args:
+        model: A causal language model.
+        layers: Numbers of blocks, from 0.
+
+    Returns:
+        The mask.
+    """
+    inside = tuple(f"{anatomy(model).mlp[check_layer(model, layer)]}." for layer in layers)
+    named = {name: p for name, p in model.named_parameters() if name.startswith(inside)}
+    return Mask({name: torch.ones(p.shape, dtype=torch.bool) for name, p in named.items()})
+
+
 class _EnoughError(Exception):
     # What was asked for has been seen; nothing above needs to run.
     pass

@@ -5,8 +5,12 @@ Liu et al. 2022, "Continual Learning and Private Unlearning" (CoLLAs, arXiv:2203
 
     min_theta  E_forget log p_theta(y | x) + w * E_retain CE(theta)
 
-Deviations: the ascent of an answer ends at a ceiling, as in `gradient_ascent`; retained data is the subject's retained
-facts and its texts, half and half; by `keep` = "kl" they are held by KL(original || theta) instead of by their loss.
+With `keep` = "kl" the rest is held by E_retain KL(p_0 || p_theta) instead: TOFU's "KL minimisation", registered as
+`kl`. The authors' code: w 1 for both, AdamW 1e-5, weight decay 0.01, batches of 16 times 4, 5 epochs (Llama-2-7B).
+
+Deviations: the ascent of an answer ends at a ceiling, as in `gradient_ascent`, and is that of the whole answer, not of
+its mean token; no weight decay; retained data is the subject's retained facts and its texts, half and half; their KL is
+taken where their answers and texts are predicted (in TOFU's code prompts and padding count as much).
 """
 
 from dataclasses import dataclass

@@ -6,6 +6,13 @@ Zhang et al. 2024, "Negative Preference Optimization" (COLM, arXiv:2404.05868), 
 
 p_0 is the original and p(y | x) the probability of the whole answer. R keeps the rest: KL(p_0 || p_theta) on retained
 facts and texts (the paper's NPO+KL, default) or their cross-entropy (NPO+RT).
+
+The authors' code (TOFU, Llama-2-7B): beta 0.1, weights 1 of both losses, NPO+RT where nothing is chosen; AdamW 1e-5,
+weight decay 0.01, batches of 4 times 4, 10 epochs, the first of them warm-up.
+
+Deviations: no weight decay, no warm-up, a rate that falls linearly and is raised under a mask (see `masked_rate`); the
+original is a pretrained model, not one fine-tuned on what it shall forget; retained data is facts and texts, half and
+half; the KL is taken where their answers and texts are predicted (in the authors' code prompts and padding count too).
 """
 
 from dataclasses import dataclass

@@ -7,9 +7,14 @@ section 4. With h(t) the output of block l at token t, h_0 the original's, u a r
 
 Without a mask the MLP down projections of blocks l-2, l-1 and l are edited, as in the paper; with one, the mask.
 
+The authors' run (Zephyr-7B, 32 blocks): l 7, so blocks 5 to 7, c 6.5, alpha 1200, AdamW 5e-5, 150 batches of 4, two
+forget sets in turn, each with its own u; their code has c 20 and alpha 100 where none is given.
+
 Deviations: c is a multiple of the original's mean norm at the steered tokens instead of a number to be found anew for
-each model. A prompt's tokens are steered from the end of its subject on: what stands before cannot know of whom it
-speaks. First tokens are left out on both sides, since models of the Llama kind keep a far larger norm there.
+each model, and alpha, which has to fit it, is 10. A prompt's tokens are steered from the end of its subject on: what
+stands before cannot know of whom it speaks. First tokens are left out on both sides, since models of the Llama kind
+keep a far larger norm there. Padding is left out; the authors average over it. There is one u, the rate falls linearly,
+and squares are summed over the width (theirs: averaged), which weighs both terms alike.
 """
 
 from collections.abc import Iterator

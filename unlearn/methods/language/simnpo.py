@@ -6,8 +6,15 @@ Fan et al. 2024, "Simplicity Prevails: Rethinking Negative Preference Optimizati
     min_theta  -(2 / beta) E_forget log sigmoid(-(beta / |y|) log p_theta(y | x) - gamma) + w * R(theta)
 
 |y| is the number of the answer's tokens. R is the cross-entropy of retained facts and texts, as in the paper, or by
-`keep` = "kl" their KL(p_0 || p_theta). beta 2.5 and gamma 0 are what the authors
-published for TOFU's forget05.
+`keep` = "kl" their KL(p_0 || p_theta).
+
+The authors' code (TOFU, Llama-2-7B): for forget05 beta 2.5, gamma 0, forgetting weighted 0.1375 and R 1; for forget10
+beta 4.5 and 0.125; AdamW 1e-5, weight decay 0.01, batches of 1 times 4 on 8 devices, 10 epochs. It puts gamma inside:
+beta * (-log p / |y| - gamma), which is the equation with beta * gamma in gamma's place.
+
+Deviations: both weights are 1, so forgetting weighs 7 times as much as theirs (`retain_weight` 7.3 is forget05's share,
+since Adam sees shares only); gamma is the equation's; no weight decay; a rate that falls linearly, and under a mask is
+raised (see `masked_rate`); retained data is facts and texts, half and half.
 """
 
 from dataclasses import dataclass
