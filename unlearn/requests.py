@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from analysis.errors import UserError
-from analysis.subjects.build import SubjectConfig, build_subject
+from analysis.subjects.build import SubjectConfig, build_subject, every_class
 from analysis.subjects.language.bank import BUILTIN
 from analysis.subjects.language.lab_bank import LAB_NAME, open_bank
 from unlearn.cells import LAYERS, NONE, RANDOM
@@ -184,10 +184,8 @@ def _class_configs(subject: str, options: Mapping[str, Any]) -> dict[str, RunCon
         return {subject: class_config(subject, options)}
     if options["forget"] or options["replace_with"] is not None:
         raise UserError("--all-digits forgets every class in turn; leave out --forget and --replace-with.")
-    first = class_config("digit-0", {**options, "forget": ["0"]} if not options["data"] else options)
-    classes = build_subject(first.subject, first.seed).classes
-    configs = [class_config(subject, {**options, "forget": [name]}) for name in classes]
-    return {build_subject(config.subject, config.seed).name: config for config in configs}
+    shared = class_config(subject, options)
+    return {name: shared.model_copy(update={"subject": one}) for name, one in every_class(shared.subject).items()}
 
 
 def run_folder(config: RunConfig | FactRunConfig, out: Path | None, prefix: str = "") -> Path:

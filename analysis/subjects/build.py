@@ -228,6 +228,25 @@ def _network(config: SubjectConfig, example: torch.Tensor, classes: Sequence[str
     return replace(network, recipe=recipe)
 
 
+def _images(config: SubjectConfig) -> Images:
+    root = None if config.data_root is None else Path(config.data_root).expanduser()
+    return load_images(config.data, root, config.size)
+
+
+def every_class(config: SubjectConfig) -> dict[str, SubjectConfig]:
+    """Ask for each class of the data to be forgotten in turn.
+
+    Args:
+        config: Data and model; what it says of classes is not looked at.
+
+    Returns:
+        One configuration for each class, by the name that its subject will have.
+    """
+    images = _images(config)
+    forgetting = [config.model_copy(update={"forget": (name,), "replace_with": None}) for name in images.classes]
+    return {_subject_name(one, images, (label,), None): one for label, one in enumerate(forgetting)}
+
+
 def build_subject(config: SubjectConfig, seed: int = 0) -> ClassSubject:
     """Load the data, find the classes and check the model, all before anything is trained.
 
@@ -242,8 +261,7 @@ def build_subject(config: SubjectConfig, seed: int = 0) -> ClassSubject:
     Raises:
         UserError: Data, classes, preprocessing and model can't be found or don't fit together.
     """
-    root = None if config.data_root is None else Path(config.data_root).expanduser()
-    images = load_images(config.data, root, config.size)
+    images = _images(config)
     forget = tuple(dict.fromkeys(class_label(text, images.classes, images.name) for text in config.forget))
     incoming = None
     if config.replace_with is not None:
