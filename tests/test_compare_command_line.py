@@ -192,6 +192,7 @@ def test_two_at_once_on_one_folder_are_refused(tmp_path: Path, capsys: pytest.Ca
         (["--methods", "regrow:steps=few"], "takes a whole number of at least 0, not 'few'"),
         (["--methods", "nowhere.py:forget"], "There is no file nowhere.py"),
         (["--methods", "regrow", "--locate", "none,here"], "no measure 'here'"),
+        (["--methods", "regrow@there", "--locate", "none"], "no measure 'there'"),
         (["--methods", "retrain", "--locate", "gradient"], "leave it out"),
         (["--methods", "regrow", "--locate", ","], "no measure ''"),
         (["--seeds", "0"], "at least one seed"),

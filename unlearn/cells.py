@@ -1,5 +1,6 @@
 """The cells of a comparison: a method, where it may edit and how much; and what became of them with one seed."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,12 @@ from pydantic import ValidationError
 from analysis.audit.report import AuditReport, Document
 from analysis.errors import UserError
 from analysis.files import write_text
-from unlearn.methods import Method, slug
+from unlearn.methods import Method, named, slug
 from unlearn.optimize import Diverged
 
 AUDIT, NOTES = "comparison-audit.json", "comparison-cells.json"
 NONE, RANDOM, LAYERS, BLOCK = "none", "random", "layers", "block "
+OWN_PLACE = re.compile(r"(.+)@([a-z-]+)")
 
 
 @dataclass(frozen=True)
@@ -75,23 +77,43 @@ class Cell:
         )
 
 
-def cross(methods: Sequence[Method], places: Sequence[str], fractions: Sequence[float]) -> list[Cell]:
+def own_place(name: str) -> tuple[str, str]:
+    """Take the place that stands behind a method's name off it.
+
+    Args:
+        name: E.g. "regrow:labels=1@random".
+
+    Returns:
+        The name alone, and the place or "".
+    """
+    match = OWN_PLACE.fullmatch(name)
+    return (match[1], match[2]) if match else (name, "")
+
+
+def cross(
+    names: Sequence[str], known: Mapping[str, Method], places: Sequence[str], fractions: Sequence[float]
+) -> list[Cell]:
     """Cross methods with places and shares.
 
     Args:
-        methods: Which.
+        names: Of methods, as `unlearn.methods.named` reads them; "regrow@random" has a place of its own instead.
+        known: The methods of the family.
         places: See `Cell`.
         fractions: How much each may change; of no matter to the place "none".
 
     Returns:
         The cells, method by method.
     """
-    return [
-        Cell(method, place, fraction)
-        for method in methods
-        for place in places
-        for fraction in ((None,) if place == NONE else fractions)
-    ]
+    cells = []
+    for name in names:
+        spec, own = own_place(name)
+        method = named(spec, known)
+        cells += [
+            Cell(method, place, fraction)
+            for place in ([own] if own else places)
+            for fraction in ((None,) if place == NONE else fractions)
+        ]
+    return list({cell.key: cell for cell in cells}.values())
 
 
 class CellNote(Document):

@@ -14,7 +14,7 @@ from unlearn.cells import AUDIT, NONE, RANDOM, Cell, CellNote, SeedNotes, attemp
 from unlearn.documents import RunConfig
 from unlearn.edit import Edit
 from unlearn.judging import OVERFORGETTING, cheat, checkpoints
-from unlearn.methods import METHODS, named
+from unlearn.methods import METHODS
 from unlearn.run import Run, save_model
 from unlearn.stages import Report, locked
 from unlearn.table import GOLD
@@ -39,22 +39,22 @@ def class_cells(
     Raises:
         UserError: There is no such method or measure, or a method can do nothing at any of the places.
     """
-    elsewhere = [place for place in places if place not in {*MEASURES, NONE, RANDOM}]
+    everything = cross(methods, METHODS, places, fractions)
+    elsewhere = {*places, *(cell.place for cell in everything)} - {*MEASURES, NONE, RANDOM}
     if elsewhere or not places:
         known = ", ".join([*MEASURES, NONE, RANDOM])
-        raise UserError(f"There is no measure {elsewhere[0] if places else ''!r}; give some of {known} with --locate.")
+        raise UserError(f"There is no measure {next(iter(elsewhere), '')!r}; give some of {known} with --locate.")
     task = "forget" if config.subject.replace_with is None else "replace"
-    asked = [named(name, METHODS) for name in dict.fromkeys(methods)]
     retraining = METHODS["retrain"].run
     cells = [
         cell
-        for cell in cross(asked, list(dict.fromkeys(places)), fractions)
+        for cell in everything
         if cell.method.task in {task, "both"} and (cell.method.run is not retraining or cell.place == NONE)
     ]
-    idle = next((method.name for method in asked if all(cell.method is not method for cell in cells)), None)
-    if idle is not None:
+    idle = {cell.method.name for cell in everything} - {cell.method.name for cell in cells}
+    if idle:
         raise UserError(
-            f"The method {idle!r} can't do this at {', '.join(places)}; leave it out, or give --replace-with to "
+            f"The method {min(idle)!r} can't do this at {', '.join(places)}; leave it out, or give --replace-with to "
             "replace a class and --locate none to change every weight."
         )
     return cells
@@ -81,11 +81,12 @@ def read_classes(
         report: Called with what is running and the share done.
     """
     cells = class_cells(config, methods, places, fractions)
-    several = len({*places} - {NONE, RANDOM}) > 1
+    measures = [measure for measure in MEASURES if measure in {*places, *(cell.place for cell in cells)}]
+    several = len(measures) > 1
     run = Run(config, folder, report)
     with locked(folder):
         run.original()
-        run.locate(places, check_causes=several)
+        run.locate(measures, check_causes=several)
         run.edit()
         run.train_golds()
         never = run.train_fresh_golds(fresh)

@@ -15,6 +15,7 @@ from statistics import fmean
 
 from analysis.errors import UserError
 from analysis.files import write_text
+from unlearn.cells import own_place
 from unlearn.comparison import Request, gather, with_methods
 from unlearn.documents import RunConfig
 from unlearn.methods import METHODS, Method, named
@@ -69,7 +70,7 @@ def tuned(request: Request, trials: int, folder: Path, report: Report) -> tuple[
         fresh=0,
     )
     known = METHODS if isinstance(config, RunConfig) else LANGUAGE_METHODS
-    methods = {each: named(each, known) for each in request.methods}
+    methods = {each: named(own_place(each)[0], known) for each in request.methods}
     studies = {each: optuna.create_study(sampler=optuna.samplers.TPESampler(seed=request.seeds[0])) for each in methods}
     tried: dict[str, list[tuple[str, float]]] = {each: [] for each in methods}
     with locked(folder / "choosing"):
@@ -89,7 +90,7 @@ def tuned(request: Request, trials: int, folder: Path, report: Report) -> tuple[
             )
             far = _distances(tabulate(outcomes).rows)
             for each, (trial, text) in asked.items():
-                value = far.get(text, math.inf)
+                value = far.get(own_place(text)[0], math.inf)
                 tried[each].append((text, value))
                 if math.isfinite(value):
                     studies[each].tell(trial, value)
@@ -104,13 +105,15 @@ def _prefixed(report: Report, number: int, trials: int) -> Report:
 
 
 def _named(each: str, params: Mapping[str, float], usual: Mapping[str, float]) -> str:
+    spec, place = own_place(each)
     changed = {n: float(f"{v:.{DIGITS}g}") for n, v in params.items()}
-    return each + "".join(f":{n}={v:g}" for n, v in changed.items() if not math.isclose(v, usual[n]))
+    spec += "".join(f":{n}={v:g}" for n, v in changed.items() if not math.isclose(v, usual[n]))
+    return f"{spec}@{place}" if place else spec
 
 
 def _valid(text: str, known: Mapping[str, Method]) -> bool:
     try:
-        named(text, known)
+        named(own_place(text)[0], known)
     except UserError:
         return False
     return True

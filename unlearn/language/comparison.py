@@ -17,7 +17,6 @@ from unlearn.language.config import FactRunConfig
 from unlearn.language.prepare import is_lab, words_of
 from unlearn.language.references import load_readings, save_readings
 from unlearn.language.run import FactRun, state_of
-from unlearn.methods import named
 from unlearn.methods.language import LANGUAGE_METHODS, LOCATED
 from unlearn.stages import Report, locked
 from unlearn.table import GOLD, TWINS_MEAN
@@ -40,23 +39,25 @@ def fact_cells(methods: Sequence[str], places: Sequence[str], fractions: Sequenc
         UserError: There is no such method or place, controls stand without a measure whose mask they are as large as,
             or a method that needs a mask gets none.
     """
+    cells = cross(methods, LANGUAGE_METHODS, places, fractions)
     known = [*MEASURES, NONE, RANDOM, LAYERS]
-    elsewhere = [place for place in places if place not in known]
+    used = dict.fromkeys([*places, *(cell.place for cell in cells)])
+    elsewhere = [place for place in used if place not in known]
     if elsewhere or not places:
         raise UserError(
             f"There is no measure {elsewhere[0] if places else ''!r}; give some of {', '.join(known)} with --locate."
         )
-    if {RANDOM, LAYERS} & {*places} and not {*MEASURES} & {*places}:
+    if {RANDOM, LAYERS} & {*used} and not {*MEASURES} & {*used}:
         raise UserError(
             "Random places and layers are as large as what a measure locates; give one with --locate too, for example "
             "stranger,random."
         )
-    asked = [named(name, LANGUAGE_METHODS) for name in dict.fromkeys(methods)]
     masked = {LANGUAGE_METHODS[name].run for name in LOCATED}
-    if {*places} == {NONE} and (idle := next((method.name for method in asked if method.run in masked), None)):
-        raise UserError(f"The method {idle!r} needs located weights; leave it out, or add a measure with --locate.")
-    crossed = cross(asked, list(dict.fromkeys(places)), fractions)
-    return [cell for cell in crossed if cell.place != NONE or cell.method.run not in masked]
+    kept = [cell for cell in cells if cell.place != NONE or cell.method.run not in masked]
+    idle = {cell.method.name for cell in cells} - {cell.method.name for cell in kept}
+    if idle:
+        raise UserError(f"The method {min(idle)!r} needs located weights; leave it out, or give a measure to --locate.")
+    return kept
 
 
 def read_facts(
@@ -87,7 +88,7 @@ def read_facts(
     cells = [
         replace(cell, place=place) for cell in asked for place in (blocks if cell.place == LAYERS else [cell.place])
     ]
-    measures = [place for place in dict.fromkeys(places) if place in MEASURES]
+    measures = [place for place in dict.fromkeys([*places, *(cell.place for cell in cells)]) if place in MEASURES]
     with locked(run.references.folder), locked(folder):
         cases = run.compared()
         for measure in measures:
