@@ -117,7 +117,11 @@ GOLD_OPTIONS: dict[str, tuple[Any, Any]] = {
 }
 COMPARE_OPTIONS: dict[str, tuple[Any, Any]] = {
     "methods": (
-        _option(str, "all, none, or names with commas between; path/to/file.py:function is your own.", panel=EDIT),
+        _option(
+            str,
+            "all, none, or names with commas between; path/to/file.py:function is your own, regrow@random has its own place.",
+            panel=EDIT,
+        ),
         "all",
     ),
     "measure": (

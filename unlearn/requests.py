@@ -161,7 +161,8 @@ def comparison_request(subject: str, options: Mapping[str, Any]) -> Request:
         task = "forget" if options["replace_with"] is None else "replace"
         known = {name: method for name, method in METHODS.items() if method.task in {"forget", "both", task}}
     few = QUICK_METHODS if facts and quick else tuple(known)
-    methods = {"all": few, "none": ()}.get(options["methods"], _split(options["methods"]))
+    groups: dict[str, tuple[str, ...]] = {"all": few, "none": ()}
+    methods = tuple(name for part in _split(options["methods"]) for name in groups.get(part, (part,)))
     seeds = (1 if quick else 3) if options["seeds"] is None else options["seeds"]
     return Request(
         configs=configs,
