@@ -119,7 +119,8 @@ COMPARE_OPTIONS: dict[str, tuple[Any, Any]] = {
     "methods": (
         _option(
             str,
-            "all, none, or names with commas between; path/to/file.py:function is your own, regrow@random has its own place.",
+            "all, none, or names with commas between; your own is path/to/file.py:function; regrow@random has a place "
+            "of its own.",
             panel=EDIT,
         ),
         "all",
