@@ -32,7 +32,7 @@ ENGINES: tuple[Engine, ...] = get_args(Engine)
 STARTS = 3
 """Times that a job is started before a worker that dies is taken for the job's fault."""
 PAUSE = 0.5
-RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_IGNORE_UNHANDLED_ERRORS": "1"}
 RAY_ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Ray's switch between all of a machine's addresses and loopback alone; its name tells where it is off by itself."""
 

@@ -73,91 +73,37 @@ class Method:
         return {"method": self.name, "settings": vars(self.settings), "source": self.source}
 
 
+def _method(name: str, module: Any, summary: str, task: Task = "both") -> Method:
+    return Method(name, module.run, module.Settings(), task, summary)
+
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("relabel", relabel.run, relabel.Settings(), "both", "teach another label for it (first seed's loss a)"),
-        Method("penalty", penalty.run, penalty.Settings(), "both", "punish its logit (first seed's loss b)"),
-        Method(
-            "gradient-ascent",
-            gradient_ascent.run,
-            gradient_ascent.Settings(),
-            "both",
-            "raise the loss on it, keep it low on the rest",
-        ),
-        Method("random-labels", random_labels.run, random_labels.Settings(), "both", "teach random labels for it"),
-        Method("salun", salun.run, salun.Settings(), "both", "random labels on the weights its gradient points at"),
-        Method("ssd", ssd.run, ssd.Settings(), "both", "dampen the weights that matter more for it, then repair"),
-        Method("scrub", scrub.run, scrub.Settings(), "both", "disobey the original on it, obey it on the rest"),
-        Method(
-            "regrow",
-            regrow.run,
-            regrow.Settings(),
-            "both",
-            "draw what carries it afresh and grow it again from the rest (ours)",
-        ),
-        Method(
-            "soft-targets", soft_targets.run, soft_targets.Settings(), "both", "teach the original's second thoughts"
-        ),
-        Method(
-            "replace",
-            replace.run,
-            replace.Settings(),
-            "replace",
-            "favour the new class, punish the old one (second seed)",
-        ),
-        Method("finetune", finetune.run, finetune.Settings(), "both", "go on training on the rest and hope"),
-        Method("l1-sparse", l1_sparse.run, l1_sparse.Settings(), "both", "the same, with small weights drawn to zero"),
-        Method(
-            "neggrad-plus",
-            neggrad_plus.run,
-            neggrad_plus.Settings(),
-            "both",
-            "raise the loss on it without end, keep it low on the rest",
-        ),
-        Method(
-            "bad-teacher", bad_teacher.run, bad_teacher.Settings(), "both", "answer it as an untrained network does"
-        ),
-        Method("unsir", unsir.run, unsir.Settings(), "both", "teach noise as it, then repair"),
-        Method(
-            "amnesiac",
-            amnesiac.run,
-            amnesiac.Settings(),
-            "both",
-            "teach one random label for each of its images, for good",
-        ),
-        Method(
-            "boundary-shrink",
-            boundary_shrink.run,
-            boundary_shrink.Settings(),
-            "both",
-            "teach the class across the nearest boundary, then repair",
-        ),
-        Method(
-            "boundary-expand",
-            boundary_expand.run,
-            boundary_expand.Settings(),
-            "both",
-            "teach an output of its own and cut that off, then repair",
-        ),
-        Method(
-            "moment-matching",
-            moment_matching.run,
-            moment_matching.Settings(),
-            "both",
-            "spread its answers as the rest's (second seed's loss)",
-        ),
-        Method("cf-k", cf_k.run, cf_k.Settings(), "both", "fine-tune the last layers on the rest and hope"),
-        Method("eu-k", eu_k.run, eu_k.Settings(), "both", "draw the last layers afresh and train them on the rest"),
-        Method(
-            "fisher-forgetting",
-            fisher_forgetting.run,
-            fisher_forgetting.Settings(),
-            "both",
-            "noise where the rest doesn't mind, then repair",
-        ),
-        Method("undo", undo.run, undo.Settings(), "both", "hide it, wear the weights down, distil the rest back"),
-        Method("retrain", retrain.run, retrain.Settings(), "both", "train from scratch without it; takes no mask"),
+        _method("relabel", relabel, "teach another label for it (first seed's loss a)"),
+        _method("penalty", penalty, "punish its logit (first seed's loss b)"),
+        _method("gradient-ascent", gradient_ascent, "raise the loss on it, keep it low on the rest"),
+        _method("random-labels", random_labels, "teach random labels for it"),
+        _method("salun", salun, "random labels on the weights its gradient points at"),
+        _method("ssd", ssd, "dampen the weights that matter more for it, then repair"),
+        _method("scrub", scrub, "disobey the original on it, obey it on the rest"),
+        _method("regrow", regrow, "draw what carries it afresh and grow it again from the rest (ours)"),
+        _method("soft-targets", soft_targets, "teach the original's second thoughts"),
+        _method("replace", replace, "favour the new class, punish the old one (second seed)", task="replace"),
+        _method("finetune", finetune, "go on training on the rest and hope"),
+        _method("l1-sparse", l1_sparse, "the same, with small weights drawn to zero"),
+        _method("neggrad-plus", neggrad_plus, "raise the loss on it without end, keep it low on the rest"),
+        _method("bad-teacher", bad_teacher, "answer it as an untrained network does"),
+        _method("unsir", unsir, "teach noise as it, then repair"),
+        _method("amnesiac", amnesiac, "teach one random label for each of its images, for good"),
+        _method("boundary-shrink", boundary_shrink, "teach the class across the nearest boundary, then repair"),
+        _method("boundary-expand", boundary_expand, "teach an output of its own and cut that off, then repair"),
+        _method("moment-matching", moment_matching, "spread its answers as the rest's (second seed's loss)"),
+        _method("cf-k", cf_k, "fine-tune the last layers on the rest and hope"),
+        _method("eu-k", eu_k, "draw the last layers afresh and train them on the rest"),
+        _method("fisher-forgetting", fisher_forgetting, "noise where the rest doesn't mind, then repair"),
+        _method("undo", undo, "hide it, wear the weights down, distil the rest back"),
+        _method("retrain", retrain, "train from scratch without it; takes no mask"),
     )
 }
 
