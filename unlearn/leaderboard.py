@@ -52,7 +52,7 @@ def leaderboard(found: Comparison) -> str:
         cells += [f"{row.verdicts.count('erased')} of {n + len(row.failed)}"]
         cells += [f"{row.mean[lost]:.3f}" if lost in row.mean else ""]
         cells += [f"{row.mean[kept] - gold.mean[kept]:+.3f}" if kept in row.mean else ""]
-        cells += [f"{100 * row.changed:.2g}%" if row.changed is not None else ""]
+        cells += [f"{float(f'{100 * row.changed:.2g}'):g}%" if row.changed is not None else ""]
         cells += [f"{row.cost:.2f}" if row.cost is not None else ""]
         lines.append("| " + " | ".join(cells) + " |")
     note = (

@@ -87,7 +87,7 @@ class Comparison(Document):
     def subject(self) -> str:
         """All subjects, for people."""
         first, last = self.subjects[0], self.subjects[-1]
-        return first if len(self.subjects) == 1 else f"{len(self.subjects)} subjects, {first} to {last}"
+        return first if first == last else f"{first} to {last}"
 
 
 def distance(report: AuditReport, model: str) -> float:
