@@ -18,6 +18,8 @@ FILE = "comparison.json"
 FACT_AXES = ("right answer, facts held out", "right answer, kept facts")
 PROBE = "5-shot probe, hidden "
 THIN = "1234+x|_"
+LINE = 0.2
+"""Inches that a line of the legend takes."""
 CLASS_AXES = ("accuracy on the forgotten", "accuracy on the rest")
 DEEP = 0.15
 """Rows that keep so much less than the middle one are named in the caption instead of drawn."""
@@ -78,10 +80,11 @@ def _colour(row: Row) -> str:
 
 
 def _marks(rows: Sequence[Row]) -> dict[str, str]:
-    # One mark for each name; the two fixed ones are those of all other figures.
+    # One mark for each name, or dots (with numbers, see below) where there are more names than shapes; the two fixed
+    # ones are those of all other figures.
     names = [name for name in dict.fromkeys(row.name for row in rows) if name != "original" and name not in NEVER_KNEW]
     shapes = (*CONTROL_MARKS, "o", "8", "H", "*", *THIN)
-    marks = {name: shapes[i % len(shapes)] for i, name in enumerate(names)}
+    marks = dict(zip(names, shapes, strict=False)) if len(names) <= len(shapes) else dict.fromkeys(names, "o")
     return marks | {"original": "D"} | dict.fromkeys(NEVER_KNEW, ".")
 
 
@@ -103,26 +106,45 @@ def draw(run: Compared) -> Drawing:
     shown = [row for row in rows if row.mean[pair[1]] >= floor]
     below = [row for row in rows if row.mean[pair[1]] < floor]
     marks = _marks(rows)
+    dots = [name for name, mark in marks.items() if mark == "o"]
+    numbers = {name: str(i) for i, name in enumerate(dots, 1)} if len(dots) > 1 else {}
 
-    figure = canvas(height=4.6)
+    meanings = {EDITED: "may change what was located", FAINT: "may change everything", CONTROL: "control"}
+    used = {_colour(row) for row in rows}
+    figure = canvas(height=max(4.6, LINE * (len(marks) + len(used) + 1)))
     axes = figure.subplots()
     for row in reversed(shown):
         x, y = (row.mean[auditor] for auditor in pair)
         colour, mark = _colour(row), marks[row.name]
         axes.errorbar(
-            x, y, xerr=row.sd[pair[0]], yerr=row.sd[pair[1]], fmt="none", ecolor=colour, elinewidth=0.7, alpha=0.45
+            x,
+            y,
+            xerr=row.sd[pair[0]],
+            yerr=row.sd[pair[1]],
+            fmt="none",
+            ecolor=colour,
+            elinewidth=0.7,
+            alpha=0.2 if numbers else 0.45,
         )
         thin = mark in THIN
         edge, line = (colour, 1.2) if thin else ("white", 0.5)
-        axes.plot(x, y, mark, color=colour, ms=12 if mark == "." else 7, mec=edge, mew=line)
+        axes.plot(x, y, marker=mark, ls="none", color=colour, ms=12 if mark == "." else 7, mec=edge, mew=line)
+        if row.name in numbers:
+            axes.annotate(numbers[row.name], (x, y), (3, 3), textcoords="offset points", fontsize=8, color=colour)
     fixed = {row.name: _colour(row) for row in rows if row.name in NEVER_KNEW | {"original"}}
     handles: list[Artist] = [
-        axes.plot([], [], mark, color=fixed.get(name, "#555555"), ms=10 if mark == "." else 6, ls="none", label=name)[0]
+        axes.plot(
+            [],
+            [],
+            marker=mark,
+            color=fixed.get(name, "#555555"),
+            ms=10 if mark == "." else 6,
+            ls="none",
+            label=f"{numbers[name]}  {name}" if name in numbers else name,
+        )[0]
         for name, mark in marks.items()
         if any(row.name == name for row in rows)
     ]
-    meanings = {EDITED: "may change what was located", FAINT: "may change everything", CONTROL: "control"}
-    used = {_colour(row) for row in rows}
     handles += [
         axes.plot([], [], "s", color=colour, ms=8, ls="none", label=words)[0]
         for colour, words in meanings.items()

@@ -35,7 +35,7 @@ FACT_NAMES = (
     "relearn",
     "fact_bands",
 )
-COMPARISON_NAMES = ("pareto", "places")
+COMPARISON_NAMES = ("leaderboard", "pareto", "places")
 
 Progress = Callable[[str, float], None]
 

@@ -79,7 +79,7 @@ def test_a_comparison_is_rendered_like_a_run(tmp_path: Path) -> None:
     paths = render(written(tmp_path))
     assert [path.name for path in paths] == ["pareto.svg", "pareto.png"]
     assert "Points for 8 rows" in paths[0].read_text()
-    with pytest.raises(UserError, match="no figure 'overview'; choose from pareto"):
+    with pytest.raises(UserError, match="no figure 'overview'; choose from leaderboard"):
         render(tmp_path, ["overview"])
 
 

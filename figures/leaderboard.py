@@ -1,0 +1,66 @@
+"""Who comes nearest to a model that never knew: every method's distance to gold over subjects and seeds, in order."""
+
+from statistics import fmean, stdev
+
+from figures.artefacts import Missing
+from figures.pareto import Compared, open_comparison
+from figures.style import CONTROL, EDITED, FAINT, GOLD, INK, Drawing, canvas, finish, styled
+from unlearn.leaderboard import ranked
+from unlearn.table import FARTHEST, Row, counts
+
+TITLE = "The leaderboard: how far from never having known"
+LINE = 0.23
+"""Inches for each row."""
+
+
+def _spread(row: Row) -> tuple[float, float]:
+    return fmean(row.distance), stdev(row.distance) if len(row.distance) > 1 else 0.0
+
+
+@styled
+def draw(run: Compared) -> Drawing:
+    """Draw every method's distance to gold, the best mean rank on top, a fresh gold below where there is one.
+
+    Args:
+        run: The comparison.
+
+    Returns:
+        A point per method and place with its standard deviation, and how often it was erased.
+
+    Raises:
+        Missing: No method was compared, or all failed.
+    """
+    found = run.found
+    rows = [row for row in ranked(found) if row.distance]
+    if not rows:
+        raise Missing(f"{run.folder} compares no method; give `yesterday compare` some with --methods.")
+    rows += [row for row in found.rows if row.name.startswith("fresh")]
+    figure = canvas(height=0.9 + LINE * len(rows))
+    axes = figure.subplots()
+    for height, row in enumerate(rows):
+        colour = GOLD if not row.ranks else CONTROL if row.control else FAINT if row.where == "all" else EDITED
+        mean, sd = _spread(row)
+        axes.errorbar(mean, height, xerr=sd, fmt="o", color=colour, ecolor=colour, elinewidth=1.2, ms=6, mec="white")
+        n = len(row.verdicts) + len(row.failed)
+        erased = f"{row.verdicts.count('erased')} of {n}"
+        axes.annotate(erased, (1.01, height), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=INK)
+    axes.annotate("erased", (1.01, -1), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=INK)
+    axes.set_yticks(range(len(rows)), [f"{row.name}  ({row.where})" if row.where else row.name for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -1.4)
+    axes.set_xlim(left=0)
+    axes.grid(axis="x")
+    axes.set_xlabel("distance to gold, in gold standard deviations   (left: like a model that never knew)")
+    never = "golds" if all("twins" not in row.name for row in found.rows) else "twins"
+    caption = (
+        f"{found.subject}: {counts(found)}, {found.golds} {never} each. Distance: mean over the auditors that count of "
+        f"how far a model lies on the telling side of the {never}' mean, at most {FARTHEST:g} each; bars: standard "
+        "deviation over subjects and seeds. In order of mean rank within each."
+    )
+    told = "; ".join(f"{row.name} ({row.where}) {_spread(row)[0]:.2f}" for row in rows)
+    return finish(figure, TITLE, caption, f"Points for {len(rows)} rows. {told}.")
+
+
+if __name__ == "__main__":
+    from figures.save import script_for
+
+    raise SystemExit(script_for(open_comparison, "figures.leaderboard", draw))
