@@ -28,7 +28,8 @@ class Row(Document):
 
     Attributes:
         name: Of the method or model.
-        where: What it might change: "all", e.g. "20% damage-contrast", or "" for references.
+        place: See `cells.Cell`; "" for references.
+        where: The same for people: "all", e.g. "20% damage-contrast", or "" for references.
         control: Whether nothing located the place.
         changed: Share of the weights that it changed, mean; None for references.
         seconds: Time of the edit, mean; None for references.
@@ -46,6 +47,7 @@ class Row(Document):
     """
 
     name: str
+    place: str = ""
     where: str
     control: bool = False
     changed: float | None
@@ -146,6 +148,7 @@ def _noted(cell: CellNote, notes: Sequence[CellNote], outcomes: Sequence[Outcome
     ]
     gains = [note.gain for note in notes if note.gain is not None]
     return {
+        "place": cell.place,
         "where": cell.where,
         "control": cell.control,
         "changed": fmean(note.changed or 0.0 for note, _ in whole) if whole else None,

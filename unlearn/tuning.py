@@ -3,15 +3,18 @@
 Each round, every method proposes one setting (optuna's TPE, the usual settings first), all are compared on the subject
 that plays its test split with training data (`choosing`), and each is told how far it was from gold there. After as
 many rounds for every method the nearest one goes into the comparison proper. Searched are the positive fractional
-settings: learning rates, weights, temperatures, each from a quarter to four times its usual value.
+settings: weights and temperatures from a quarter to four times the usual value, and learning rates, whose right value
+depends on the model more than on the method, from a thirtieth to thirty times.
 """
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from analysis.errors import UserError
 from analysis.files import write_text
@@ -23,7 +26,10 @@ from unlearn.methods.language import LANGUAGE_METHODS
 from unlearn.stages import Report, locked
 from unlearn.table import Row, tabulate
 
-SPAN = 4.0
+if TYPE_CHECKING:
+    import optuna
+
+SPAN, SPAN_OF_RATES = 4.0, 30.0
 DIGITS = 3
 
 
@@ -38,6 +44,19 @@ def searched(method: Method) -> dict[str, float]:
     """
     settings = {field.name: getattr(method.settings, field.name) for field in dataclasses.fields(method.settings)}
     return {name: value for name, value in settings.items() if isinstance(value, float) and value > 0}
+
+
+def spans(usual: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    """Say where settings are searched.
+
+    Args:
+        usual: Usual values by name.
+
+    Returns:
+        Lowest and highest value by name.
+    """
+    reach = {name: SPAN_OF_RATES if name == "lr" or name.endswith("_lr") else SPAN for name in usual}
+    return {name: (value / reach[name], value * reach[name]) for name, value in usual.items()}
 
 
 def tuned(request: Request, trials: int, folder: Path, report: Report) -> tuple[str, ...]:
@@ -71,7 +90,7 @@ def tuned(request: Request, trials: int, folder: Path, report: Report) -> tuple[
     )
     known = METHODS if isinstance(config, RunConfig) else LANGUAGE_METHODS
     methods = {each: named(own_place(each)[0], known) for each in request.methods}
-    studies = {each: optuna.create_study(sampler=optuna.samplers.TPESampler(seed=request.seeds[0])) for each in methods}
+    studies = {each: optuna.create_study(sampler=_sampler(request.seeds[0], trials)) for each in methods}
     tried: dict[str, list[tuple[str, float]]] = {each: [] for each in methods}
     with locked(folder / "choosing"):
         for number in range(trials):
@@ -80,17 +99,18 @@ def tuned(request: Request, trials: int, folder: Path, report: Report) -> tuple[
                 usual = searched(methods[each])
                 if number == 0:
                     study.enqueue_trial(usual)
-                trial = study.ask({
-                    n: optuna.distributions.FloatDistribution(v / SPAN, v * SPAN, log=True) for n, v in usual.items()
-                })
+                places: dict[str, optuna.distributions.BaseDistribution] = {
+                    n: optuna.distributions.FloatDistribution(*ends, log=True) for n, ends in spans(usual).items()
+                }
+                trial = study.ask(places)
                 asked[each] = trial, _named(each, trial.params, usual)
             valid = [text for _, text in asked.values() if _valid(text, known)]
             outcomes = gather(
                 with_methods(on, list(dict.fromkeys(valid))), folder / "choosing", _prefixed(report, number, trials)
             )
-            far = _distances(tabulate(outcomes).rows)
+            far = functools.partial(_distance, tabulate(outcomes).rows)
             for each, (trial, text) in asked.items():
-                value = far.get(own_place(text)[0], math.inf)
+                value = far(text)
                 tried[each].append((text, value))
                 if math.isfinite(value):
                     studies[each].tell(trial, value)
@@ -98,6 +118,13 @@ def tuned(request: Request, trials: int, folder: Path, report: Report) -> tuple[
                     studies[each].tell(trial, state=optuna.trial.TrialState.FAIL)
             write_text(folder / "tuning.json", json.dumps(tried, indent=1))
     return tuple(min(found, key=lambda one: one[1])[0] for found in tried.values())
+
+
+def _sampler(seed: int, trials: int) -> "optuna.samplers.BaseSampler":
+    import optuna
+
+    # Half of a small budget at random, then by what was found.
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(2, trials // 2))
 
 
 def _prefixed(report: Report, number: int, trials: int) -> Report:
@@ -119,10 +146,10 @@ def _valid(text: str, known: Mapping[str, Method]) -> bool:
     return True
 
 
-def _distances(rows: Sequence[Row]) -> dict[str, float]:
-    # By method, over its places; a method that fails anywhere is out.
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        if row.ranks:
-            found.setdefault(row.name, []).append(fmean(row.distance) if row.distance and not row.failed else math.inf)
-    return {name: fmean(values) for name, values in found.items()}
+def _distance(rows: Sequence[Row], text: str) -> float:
+    # Mean over the places of a method as it was asked for; one that failed anywhere is out.
+    spec, place = own_place(text)
+    mine = [row for row in rows if row.ranks and row.name == spec and place in {"", row.place}]
+    if not mine or any(row.failed or not row.distance for row in mine):
+        return math.inf
+    return fmean(fmean(row.distance) for row in mine)
