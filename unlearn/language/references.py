@@ -183,7 +183,7 @@ class References:
             write_text(folder / "known.json", json.dumps(known))
             return {"known": len(known), "of": len(every)}
 
-        with locked(folder):
+        with locked(folder, wait=True):
             stages.run("known facts", self._knowledge, [], ["known.json"], work)
         known = set(json.loads((folder / "known.json").read_text(encoding="utf-8")))
         return fact_subject(
