@@ -3,6 +3,7 @@
 import csv
 import fcntl
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,7 @@ def test_tuning_tries_as_many_settings_of_every_method_on_other_images(tmp_path:
     tried = json.loads((out / "tuning.json").read_text())
     assert {name: len(found) for name, found in tried.items()} == {"relabel": 3, "salun": 3}
     assert next(iter(tried["relabel"])) == "relabel"
-    best = {min(found, key=lambda text: found[text]) for found in tried.values()}
+    best = {min(found, key=lambda text: math.inf if found[text] is None else found[text]) for found in tried.values()}
     table = json.loads((out / "comparison.json").read_text())
     assert {row["name"] for row in table["rows"] if row["ranks"]} == best
     choosing = json.loads((out / "choosing" / "seed-0" / "comparison-audit.json").read_text())
