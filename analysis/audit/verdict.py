@@ -66,7 +66,7 @@ def _beyond(reading: Reading, band: Band, model: str) -> bool:
 
 
 def measured(
-    found: Sequence[Reading], golds: Sequence[str], left_out: Mapping[str, str] | None = None
+    found: Sequence[Reading], golds: Sequence[str], left_out: Mapping[str, str] | None = None, retrained: bool = True
 ) -> list[Measurement]:
     """Draw the gold bands and decide, from golds and controls alone, which auditors have the power to count.
 
@@ -77,6 +77,8 @@ def measured(
         found: What the auditors read.
         golds: Names of the gold models, at least two.
         left_out: Auditors that can't count for another reason, and the reason.
+        retrained: Whether the golds are models of their own. Then what they kept is where one more of them is
+            expected, and damage counts whether or not a control shows it: an edit can break more than the control did.
 
     Returns:
         One measurement per reading, in the same order.
@@ -86,6 +88,9 @@ def measured(
     for reading in found:
         if left_out and reading.auditor in left_out:
             why.append(left_out[reading.auditor])
+            continue
+        if retrained and reading.role == "damage":
+            why.append("")
             continue
         if reading.telling not in reading.values:
             why.append("no control to measure its power with")

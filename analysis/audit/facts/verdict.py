@@ -222,7 +222,7 @@ def audit_facts(
         forgotten: What was to be forgotten, readable.
         cases: Readings by the name of the case; "original", `HARMLESS` and the golds among them.
         golds: Names of the cases that never knew.
-        words: How the verdict speaks of it.
+        words: How the verdict speaks of it; without `harmless` the golds are models of their own.
         planted: Names of the case that knows planted facts, and of the one that was never shown them.
         seed: Of the draws.
 
@@ -239,7 +239,7 @@ def audit_facts(
         for one in calibration
         if not one.separates
     }
-    measurements = measured(found, golds, left_out)
+    measurements = measured(found, golds, left_out, retrained=not words.harmless)
     audits = {case: judge(case, measurements, found, words) for case in cases if case not in {*golds, HARMLESS}}
     return AuditReport(
         subject=name,

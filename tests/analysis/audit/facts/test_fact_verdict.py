@@ -120,6 +120,18 @@ def test_an_auditor_that_cannot_tell_the_original_from_twins_stays_out(cases) ->
     assert "no power" in next(one.why_not for one in report.measurements if one.auditor == "blind")
 
 
+def test_damage_that_no_control_shows_counts_by_retrained_golds_and_not_by_twins(cases) -> None:
+    gentle = {name: found for name, found in cases.items() if name != HARMLESS}
+    gentle["over-forgetting"] = readings(0.0, 0.2, 0.8, 50, loud=-40.0)  # keeps everything
+    for i, gold in enumerate(GOLDS):
+        gentle[gold] = [*gentle[gold], reading("kept", 0.8, "damage", "below", "over-forgetting", seed=400 + i)]
+    retrained = audit_facts("lab", "the Beatles", gentle, GOLDS, fact_words("the Beatles", "models trained without it"))
+    assert (retrained.audits["broken"].verdict, retrained.audits["erased"].verdict) == ("damaged", "erased")
+    twins = audit_facts("lab", "the Beatles", gentle, GOLDS, WORDS)
+    kept = next(one for one in twins.measurements if one.auditor == "kept")
+    assert (kept.counted, twins.audits["broken"].verdict) == (False, "erased")
+
+
 @pytest.mark.parametrize("outside", ["above", "below"])
 @pytest.mark.parametrize("gap", [0.0, 0.5, 3.0])
 def test_calibration_is_the_area_under_the_roc_curve(outside: str, gap: float) -> None:
