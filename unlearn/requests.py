@@ -15,7 +15,7 @@ from unlearn.comparison import Request
 from unlearn.documents import RunConfig
 from unlearn.language.config import FactRunConfig
 from unlearn.methods import METHODS, Method
-from unlearn.methods.language import LANGUAGE_METHODS
+from unlearn.methods.language import LANGUAGE_METHODS, LOCATED
 
 RUNS = Path("runs")
 FOR_CLASSES = (
@@ -160,7 +160,9 @@ def comparison_request(subject: str, options: Mapping[str, Any]) -> Request:
         configs = _class_configs(subject, {**one, "quick": False})
         task = "forget" if options["replace_with"] is None else "replace"
         known = {name: method for name, method in METHODS.items() if method.task in {"forget", "both", task}}
-    few = QUICK_METHODS if facts and quick else tuple(known)
+    # Of all, those that can do something at these places; a method that is named is refused instead.
+    unfit = {*(() if NONE in places else ("retrain",)), *(LOCATED if {*places} == {NONE} else ())}
+    few = QUICK_METHODS if facts and quick else tuple(name for name in known if name not in unfit)
     groups: dict[str, tuple[str, ...]] = {"all": few, "none": ()}
     methods = tuple(name for part in _split(options["methods"]) for name in groups.get(part, (part,)))
     seeds = (1 if quick else 3) if options["seeds"] is None else options["seeds"]
