@@ -92,7 +92,7 @@ def perform(jobs: Sequence[Job], engine: Engine, threads: int, report: Report) -
 
 
 def _prefixed(report: Report, label: str) -> Report:
-    return lambda stage, share: report(f"{label}: {stage}" if label else stage, share)
+    return lambda stage, share: report(f"{label}: {stage}", share)
 
 
 def _set_up(job: Job, threads: int) -> None:
