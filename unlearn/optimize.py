@@ -16,6 +16,7 @@ from torch import nn
 from analysis.errors import UserError
 from analysis.scores import Mask
 from unlearn.normalisation import adaptable, fold
+from unlearn.prefix import remembered_below
 
 Watch = Callable[[int, nn.Module], None]
 """Called with the number of steps taken and the model as it is then; it must not change the model."""
@@ -232,30 +233,32 @@ def descend(
         watch(0, work if start is None else copy.deepcopy(model).eval())
     if taken:
         show(taken)
-    for step, batch in enumerate(batches):
-        for name in live:
-            work.get_submodule(name).train()
-        stepper.zero_grad(set_to_none=True)
-        value = loss(work, batch)
-        (-value if maximise else value).backward()
-        gradients = [slot.gradient() for slot in slots]
-        if not all(bool(torch.isfinite(number).all()) for number in (value, *gradients)):
-            raise Diverged(_last_good(work, model, slots, good, held), max(0, step - 1))
-        for values, gradient, last in zip(trained, gradients, good, strict=True):
-            last.copy_(values.detach())
-            values.grad = gradient
-        held = {name: copy.deepcopy(work.get_submodule(name).state_dict()) for name in live}
-        if clip is not None:
-            nn.utils.clip_grad_norm_(trained, clip)
-        for group in stepper.param_groups:
-            group["lr"] = lr(step) if callable(lr) else lr
-        stepper.step()
-        for slot in slots:
-            slot.write(slot.values)
-        _restore_buffers(work, model, live)
-        taken += 1
-        if taken % WATCH_EVERY == 0:
-            show(taken)
+    edited = [name for name, parameter in work.named_parameters() if parameter.requires_grad]
+    with remembered_below((work, model), edited):
+        for step, batch in enumerate(batches):
+            for name in live:
+                work.get_submodule(name).train()
+            stepper.zero_grad(set_to_none=True)
+            value = loss(work, batch)
+            (-value if maximise else value).backward()
+            gradients = [slot.gradient() for slot in slots]
+            if not all(bool(torch.isfinite(number).all()) for number in (value, *gradients)):
+                raise Diverged(_last_good(work, model, slots, good, held), max(0, step - 1))
+            for values, gradient, last in zip(trained, gradients, good, strict=True):
+                last.copy_(values.detach())
+                values.grad = gradient
+            held = {name: copy.deepcopy(work.get_submodule(name).state_dict()) for name in live}
+            if clip is not None:
+                nn.utils.clip_grad_norm_(trained, clip)
+            for group in stepper.param_groups:
+                group["lr"] = lr(step) if callable(lr) else lr
+            stepper.step()
+            for slot in slots:
+                slot.write(slot.values)
+            _restore_buffers(work, model, live)
+            taken += 1
+            if taken % WATCH_EVERY == 0:
+                show(taken)
     if not all(bool(torch.isfinite(values).all()) for values in trained):
         raise Diverged(_last_good(work, model, slots, good, held), max(0, taken - 1))
     if watched != taken:

@@ -89,8 +89,8 @@ def table(folder: Path) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     rounds = statistics.median(len(row["ratios"]) for document in documents for row in document["rows"])
     lines = [
-        f"{found['processor']}, {found['cores']} cores, {found['threads']} threads; Python {found['python']}, {versions}. "
-        f"Median (least-most) of {rounds:.0f} rounds, both sides in turn in the same process.",
+        f"{found['processor']}, {found['cores']} cores, {found['threads']} threads; Python {found['python']}, "
+        f"{versions}. Median (least-most) of {rounds:.0f} rounds, both sides in turn in the same process.",
         "",
         "| what | against | ratio | aim | ours / theirs | results |",
         "|---|---|---|---|---|---|",
