@@ -23,6 +23,7 @@ from yesterday_options import (
     MACHINE,
     MACHINE_OPTIONS,
     METHOD_OPTIONS,
+    SEEN_OPTIONS,
     SUBJECT_OPTIONS,
     with_options,
 )
@@ -95,7 +96,9 @@ RunFolder = Annotated[Path, typer.Argument(help="Folder of a run, e.g. runs/digi
 
 
 @app.command()
-@with_options(SUBJECT_OPTIONS, FACT_OPTIONS, LOCATE_OPTIONS, METHOD_OPTIONS, GOLD_OPTIONS, MACHINE_OPTIONS)
+@with_options(
+    SUBJECT_OPTIONS, FACT_OPTIONS, LOCATE_OPTIONS, METHOD_OPTIONS, GOLD_OPTIONS, SEEN_OPTIONS, MACHINE_OPTIONS
+)
 def run(
     options: dict[str, Any],
     subject: SubjectName = "digit-6",
@@ -111,7 +114,7 @@ def run(
 
 
 @app.command()
-@with_options(SUBJECT_OPTIONS, FACT_OPTIONS, LOCATE_OPTIONS, MACHINE_OPTIONS)
+@with_options(SUBJECT_OPTIONS, FACT_OPTIONS, LOCATE_OPTIONS, SEEN_OPTIONS, MACHINE_OPTIONS)
 def locate(options: dict[str, Any], subject: SubjectName = "digit-6") -> None:
     """Find the weights that carry a class: scores, their causal check, and a mask.
 
@@ -121,7 +124,7 @@ def locate(options: dict[str, Any], subject: SubjectName = "digit-6") -> None:
 
 
 @app.command()
-@with_options(SUBJECT_OPTIONS, FACT_OPTIONS, LOCATE_OPTIONS, METHOD_OPTIONS, MACHINE_OPTIONS)
+@with_options(SUBJECT_OPTIONS, FACT_OPTIONS, LOCATE_OPTIONS, METHOD_OPTIONS, SEEN_OPTIONS, MACHINE_OPTIONS)
 def forget(options: dict[str, Any], subject: SubjectName = "digit-6") -> None:
     """Locate and edit, without the audit.
 
@@ -158,7 +161,7 @@ def audit(
 
 
 @app.command()
-@with_options(SUBJECT_OPTIONS, FACT_OPTIONS, COMPARE_OPTIONS, GOLD_OPTIONS, MACHINE_OPTIONS)
+@with_options(SUBJECT_OPTIONS, FACT_OPTIONS, COMPARE_OPTIONS, GOLD_OPTIONS, SEEN_OPTIONS, MACHINE_OPTIONS)
 def compare(options: dict[str, Any], subject: SubjectName = "digit-6") -> None:
     """Cross methods with places and shares over seeds; print the table and the leaderboard, and draw them.
 

@@ -102,6 +102,16 @@ LOCATE_OPTIONS: dict[str, tuple[Any, Any]] = {
         None,
     ),
 }
+SEEN_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "seen_forget": (
+        _option(float | None, "Share of what is to be forgotten that locating and editing may see [1].", panel=EDIT),
+        None,
+    ),
+    "seen_retain": (
+        _option(float | None, "Share of what must stay that they may see, down to 0 [1].", panel=EDIT),
+        None,
+    ),
+}
 METHOD_OPTIONS: dict[str, tuple[Any, Any]] = {
     "method": (
         _option(

@@ -32,6 +32,8 @@ from analysis.subjects.classes import ClassSubject, Split
 from analysis.training import Progress
 
 SCHEMA_VERSION: Literal[1] = 1
+ALONE = ("gradient", "weight-ig", "fisher", "fisher-true", "brain-damage")
+"""Measures that look at images to forget alone."""
 MEASURES = (
     "gradient",
     "weight-ig",
@@ -207,11 +209,17 @@ def locate(
         Scores by measure, in the order asked for.
 
     Raises:
-        UserError: A measure doesn't exist.
+        UserError: A measure doesn't exist, or there is no retained image that it could compare with.
     """
     unknown = [measure for measure in measures if measure not in MEASURES]
     if unknown:
         raise UserError(f"There is no attribution measure {unknown[0]!r}; choose from {', '.join(MEASURES)}.")
+    comparing = [measure for measure in measures if measure not in ALONE]
+    if comparing and not len(subject.retain_train):
+        raise UserError(
+            f"The measure {comparing[0]!r} compares with retained images and may see none; raise --seen-retain, or use "
+            f"`yesterday compare` with --locate {' or '.join(ALONE)}."
+        )
     ways = _ways(copy.deepcopy(model).eval(), subject, *sampled(subject, seed, share))
     scores = {}
     wanted = list(dict.fromkeys(measures))

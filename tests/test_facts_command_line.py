@@ -248,7 +248,7 @@ def test_methods_are_compared_with_controls(
     monkeypatch.setenv("YESTERDAY_CACHE", str(finished.parent / "cache"))
     asked = ["compare", "--bank", lab[1], "--model", lab[0], "--quick", "--twins", 8, "--threads", 1, "--seeds", 1]
     more = ["--methods", "simnpo,neuron-ablation", "--out", tmp_path / "table", "--json", "--fractions", "0.05,0.02"]
-    assert call(*asked, *more, "--locate", "none,stranger,random,layers") == 0
+    assert call(*asked, *more, "--locate", "none,stranger,gradient,random,layers") == 0
     table = json.loads(capsys.readouterr().out)
     rows = {(row["name"], row["where"]): row for row in table["rows"]}
     assert [place for place, row in rows.items() if row["failed"]] == []
@@ -265,6 +265,11 @@ def test_methods_are_compared_with_controls(
     }
     assert rows["neuron-ablation", "5% stranger"]["changed"] == pytest.approx(0.05, rel=0.02)
     assert {("simnpo", "5% at random"), ("simnpo", "5% in block 0")} <= rows.keys()
+    gains = {where: row["gain"] for (name, where), row in rows.items() if name == "simnpo"}
+    assert gains["5% at random"] == 0
+    assert gains["all"] is gains["5% in block 0"] is None
+    assert isinstance(gains["5% stranger"], float)
+    assert gains["5% stranger"] != gains["5% gradient"]
     assert "| simnpo | all |" in (tmp_path / "table" / "comparison.md").read_text()
     assert (tmp_path / "table" / "figures" / "pareto.png").is_file()
 

@@ -1,13 +1,14 @@
 """The cells of a comparison: a method, where it may edit and how much; and what became of them with one seed."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from analysis.ablation import CausalScore
 from analysis.audit.report import AuditReport, Document
 from analysis.errors import UserError
 from analysis.files import write_text
@@ -205,6 +206,18 @@ class Outcome:
             raise UserError(
                 f"{folder} holds no finished comparison; give the same `yesterday compare` again."
             ) from error
+
+
+def gains(causal: Iterable[CausalScore]) -> dict[str, float]:
+    """Say by place how much better than chance it was found.
+
+    Args:
+        causal: Of the causal check.
+
+    Returns:
+        Gains by measure, and 0 for random places, which gains are counted from.
+    """
+    return {RANDOM: 0.0} | {score.measure: score.mean for score in causal}
 
 
 def attempt(edit: Callable[[], dict[str, float]]) -> dict[str, float | str]:

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
+from analysis.ablation import CausalScore
 from analysis.audit.bench import Bench
 from analysis.audit.verdict import audit
 from analysis.errors import UserError
 from analysis.files import write_text
 from analysis.localization import MEASURES, LocalizationReport
-from unlearn.cells import AUDIT, NONE, RANDOM, Cell, CellNote, SeedNotes, attempt, cross
+from unlearn.cells import AUDIT, NONE, RANDOM, Cell, CellNote, SeedNotes, attempt, cross, gains
 from unlearn.documents import RunConfig
 from unlearn.edit import Edit
 from unlearn.judging import OVERFORGETTING, cheat, checkpoints
@@ -91,8 +92,8 @@ def read_classes(
         run.train_golds()
         never = run.train_fresh_golds(fresh)
         cheat(run)
-        gains = _gains(folder) if several else {}
-        notes = [_edit(run, cell, gains.get(cell.place)) for cell in cells]
+        found = gains(_causal(folder)) if several else {}
+        notes = [_edit(run, cell, found.get(cell.place)) for cell in cells]
         _audit(run, [note.key for note in notes if not note.failed], never)
         alone = [run.stages.records[f"fresh gold {i + 1} of {fresh}"]["seconds"] for i in range(fresh)]
         seconds = fmean(alone) if alone else None
@@ -100,7 +101,7 @@ def read_classes(
 
 
 def _edit(run: Run, cell: Cell, gain: float | None) -> CellNote:
-    settings = {**run.task, **cell.method.identity, "place": cell.place, "fraction": cell.fraction}
+    settings = {**run.task, **run.config.sight, **cell.method.identity, "place": cell.place, "fraction": cell.fraction}
     settings |= {"scope": run.config.scope}
     path = f"cells/{cell.key}.safetensors"
 
@@ -108,7 +109,7 @@ def _edit(run: Run, cell: Cell, gain: float | None) -> CellNote:
         before = run.model("models/original.safetensors")
         mask = None if cell.fraction is None else run.cut(cell.place, cell.fraction)
         started = time.perf_counter()
-        after = cell.method.run(before, run.subject, mask, run.config.seed, cell.method.settings, None)
+        after = cell.method.run(before, run.seen, mask, run.config.seed, cell.method.settings, None)
         seconds = time.perf_counter() - started
         made = Edit.between(before.state_dict(), after.state_dict())
         save_model(run.folder / path, after)
@@ -141,7 +142,5 @@ def _audit(run: Run, cells: Sequence[str], fresh: Sequence[str]) -> None:
     run.stages.run("comparing", settings, list(files.values()), [AUDIT], judge)
 
 
-def _gains(folder: Path) -> dict[str, float]:
-    # By measure; the random control is what gains are counted from.
-    report = LocalizationReport.model_validate_json((folder / "localization.json").read_text(encoding="utf-8"))
-    return {RANDOM: 0.0} | {score.measure: score.mean for score in report.causal}
+def _causal(folder: Path) -> list[CausalScore]:
+    return LocalizationReport.model_validate_json((folder / "localization.json").read_text(encoding="utf-8")).causal

@@ -3,9 +3,9 @@
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from analysis.audit.report import Document, Verdict
 from analysis.errors import UserError
@@ -18,7 +18,25 @@ PACKAGES = (
 )  # fmt: skip
 
 
-class RunConfig(Document):
+class Sight(Document):
+    """How much of the training data locating and editing may see; golds and the audit see all of it.
+
+    Attributes:
+        seen_forget: Share of what is to be forgotten, in (0, 1].
+        seen_retain: Share of what must stay, in [0, 1].
+    """
+
+    seen_forget: Annotated[float, Field(gt=0, le=1)] = 1.0
+    seen_retain: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+    @property
+    def sight(self) -> dict[str, list[float]]:
+        """What stages depend on that see less; empty where nothing is held back."""
+        shares = [self.seen_forget, self.seen_retain]
+        return {} if shares == [1, 1] else {"seen": shares}
+
+
+class RunConfig(Sight):
     """All that decides a run's numbers, besides the versions of the libraries.
 
     Attributes:

@@ -26,7 +26,7 @@ FOR_CLASS_RUNS = ("golds", "scope")
 FOR_FACTS = ("bank", "within", "twins", "quick")
 QUICK_METHODS = ("gradient-difference", "npo", "rmu", "stranger")
 """Of facts, where each takes minutes."""
-SHARED = ("method", "measure", "fraction", "seed", "choosing")
+SHARED = ("method", "measure", "fraction", "seed", "choosing", "seen_forget", "seen_retain")
 
 
 def about_facts(subject: str, options: Mapping[str, Any]) -> bool:
@@ -76,7 +76,7 @@ def _forgotten(subject: str, options: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _option_name(error: ValidationError) -> str:
     first = error.errors()[0]
-    return f"--{'-'.join(map(str, first['loc']))}: {first['msg']}; see --help."
+    return f"--{'-'.join(map(str, first['loc'])).replace('_', '-')}: {first['msg']}; see --help."
 
 
 def class_config(subject: str, options: Mapping[str, Any], **more: Any) -> RunConfig:

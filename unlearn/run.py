@@ -75,6 +75,11 @@ class Run:
         return subject.for_choosing() if self.config.choosing else subject
 
     @cached_property
+    def seen(self) -> ClassSubject:
+        """The subject as far as locating and editing see it."""
+        return self.subject.seen(self.config.seen_forget, self.config.seen_retain, self.config.seed)
+
+    @cached_property
     def stages(self) -> Stages:
         """The stages that have passed so far."""
         return Stages(self.folder, self.report)
@@ -216,7 +221,7 @@ class Run:
         files = [f"scores/{measure}.safetensors" for measure in measures]
 
         def score(progress: Callable[[float], None]) -> None:
-            found = locate(self.model(needs[0]), self.subject, measures, self.config.seed, progress)
+            found = locate(self.model(needs[0]), self.seen, measures, self.config.seed, progress)
             for measure, scores in found.items():
                 scores.save(self.folder / f"scores/{measure}.safetensors")
 
@@ -237,7 +242,7 @@ class Run:
             mask.save(self.folder / "mask.safetensors")
             return {"weights": mask.count, "total": mask.total}
 
-        self.stages.run("locate", {**self.task, "measures": measures}, needs, files, score)
+        self.stages.run("locate", {**self.task, **self.config.sight, "measures": measures}, needs, files, score)
         settings = {**self.task, "fraction": self.config.fraction}
         if check_causes:
             self.stages.run("causal check", settings, [*needs, *files], ["localization.json"], check)
@@ -315,7 +320,7 @@ class Run:
             self.stages.run("candidate", settings, needs, [*files, "mask.safetensors"], self._take_candidate)
         else:
             method = self.method
-            settings = {**self.task, **method.identity}
+            settings = {**self.task, **self.config.sight, **method.identity}
             self.stages.run("edit", settings, [*needs, "mask.safetensors"], [*files, "history.csv"], self._forget)
 
     def _keep_edit(self, before: nn.Module, after: nn.Module) -> Edit:
@@ -348,7 +353,7 @@ class Run:
             progress(1 - 0.99 ** len(rows))
 
         chosen = self.method
-        after = chosen.run(before, subject, mask, self.config.seed, chosen.settings, watch)
+        after = chosen.run(before, self.seen, mask, self.config.seed, chosen.settings, watch)
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([("step", "overall", "retain", "forget"), *rows])
         write_text(self.folder / "history.csv", text.getvalue())

@@ -240,6 +240,26 @@ class ClassSubject:
         """The forgotten classes, readable, e.g. "6" or "4, 9"."""
         return ", ".join(self.classes[label] for label in self.forget)
 
+    def seen(self, forget: float, retain: float, seed: int) -> "ClassSubject":
+        """Show only a part of the training images, as to a locator and an editor that don't have them all.
+
+        Args:
+            forget: Share of each forgotten class's images; at least one image stays.
+            retain: Share of each retained class's images, 0 for none. A class that is to be learned stays whole.
+            seed: Of the draw.
+
+        Returns:
+            The same task with fewer training images.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        shown = torch.ones(len(self.train), dtype=torch.bool)
+        shares = {**dict.fromkeys(self.forget, (forget, 1)), **dict.fromkeys(self.retain, (retain, 0))}
+        for label, (share, fewest) in shares.items():
+            mine = (self.train.labels == label).nonzero().flatten()
+            count = max(fewest, round(share * len(mine)))
+            shown[mine[torch.randperm(len(mine), generator=generator)[count:]]] = False
+        return replace(self, train=self.train.take(shown))
+
     def for_choosing(self, seed: int = 0, share: float = 0.2) -> "ClassSubject":
         """Carve a subject out of the training data alone, on which settings may be chosen.
 

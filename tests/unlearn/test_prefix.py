@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_models import small_gpt2, small_llama
 from torch.utils.flop_counter import FlopCounterMode
 
 import unlearn.prefix
@@ -13,7 +14,6 @@ from analysis.attribution.anatomy import anatomy
 from analysis.scores import Mask
 from analysis.subjects.language.encoding import IGNORED, Encoded
 from analysis.subjects.language.scoring import hidden_states, mean_loss
-from tests.small_models import small_gpt2, small_llama
 from unlearn.optimize import descend
 from unlearn.prefix import lowest_edited, remembered_below
 

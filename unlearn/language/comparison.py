@@ -11,7 +11,7 @@ from analysis.errors import UserError
 from analysis.fact_localization import MEASURES, candidates, layer_mask, mask_of, score
 from analysis.files import write_text
 from analysis.scores import Mask, check_fraction
-from unlearn.cells import AUDIT, BLOCK, LAYERS, NONE, RANDOM, Cell, CellNote, SeedNotes, attempt, cross
+from unlearn.cells import AUDIT, BLOCK, LAYERS, NONE, RANDOM, Cell, CellNote, SeedNotes, attempt, cross, gains
 from unlearn.edit import Edit
 from unlearn.language.config import FactRunConfig
 from unlearn.language.prepare import is_lab, words_of
@@ -94,9 +94,10 @@ def read_facts(
     with locked(folder):
         for measure in measures:
             _locate(run, measure, fractions)
-        notes = [_read(run, cell, next(iter(measures), "")) for cell in cells]
+        found = gains(run.check_causes(measures).causal) if len(measures) > 1 else {}
+        notes = [_read(run, cell, next(iter(measures), ""), found.get(cell.place)) for cell in cells]
         mine = {note.key: load_readings(folder / f"cells/{note.key}.json") for note in notes if not note.failed}
-        found = audit_facts(
+        audit = audit_facts(
             run.subject.name,
             run.subject.forget_names,
             {**cases, **mine},
@@ -105,7 +106,7 @@ def read_facts(
             run.planted,
             config.seed,
         )
-        write_text(folder / AUDIT, found.model_dump_json(indent=1))
+        write_text(folder / AUDIT, audit.model_dump_json(indent=1))
         never = GOLD if is_lab(config) else TWINS_MEAN
         SeedNotes(subject=run.subject.name, seed=config.seed, never=never, retraining=None, cells=notes).save(folder)
 
@@ -119,12 +120,12 @@ def _locate(run: FactRun, measure: str, fractions: Sequence[float]) -> None:
     paths = {check_fraction(fraction): _path(measure, fraction) for fraction in fractions}
 
     def work(progress: Callable[[float], None]) -> None:
-        scores = score(run.language.model, run.subject, measure, run.config.within, run.config.seed)
+        scores = score(run.language.model, run.seen, measure, run.config.within, run.config.seed)
         progress(0.8)
         for fraction, path in paths.items():
             mask_of(run.language.model, scores, fraction).save(run.folder / path)
 
-    settings = {**run.references.base, "within": run.config.within, "fractions": list(paths)}
+    settings = {**run.references.base, **run.config.sight, "within": run.config.within, "fractions": list(paths)}
     run.stages.run(f"locate by {measure}", settings, [], list(paths.values()), work)
 
 
@@ -145,7 +146,7 @@ def _mask(run: FactRun, cell: Cell, like: str) -> Mask | None:
     return swept
 
 
-def _read(run: FactRun, cell: Cell, like: str) -> CellNote:
+def _read(run: FactRun, cell: Cell, like: str, gain: float | None) -> CellNote:
     # One cell: edit and read; the edited model itself is not kept.
     path = f"cells/{cell.key}.json"
 
@@ -155,7 +156,7 @@ def _read(run: FactRun, cell: Cell, like: str) -> CellNote:
         def edit() -> dict[str, float]:
             started = time.perf_counter()
             mask = _mask(run, cell, like)
-            after = cell.method.run(before, run.subject, mask, run.config.seed, cell.method.settings, None)
+            after = cell.method.run(before, run.seen, mask, run.config.seed, cell.method.settings, None)
             after.requires_grad_(False)
             spent = time.perf_counter() - started
             progress(0.5)
@@ -169,8 +170,8 @@ def _read(run: FactRun, cell: Cell, like: str) -> CellNote:
             save_readings(run.folder / path, [])
         return facts
 
-    settings = {**run.references.base, **cell.method.identity, "within": run.config.within}
+    settings = {**run.references.base, **run.config.sight, **cell.method.identity, "within": run.config.within}
     settings |= {"place": cell.place, "fraction": cell.fraction}
     needs = [] if cell.fraction is None else [_path(like if cell.control else cell.place, cell.fraction)]
     facts = run.stages.run(cell.key, settings, needs, [path], work)
-    return cell.note(facts)
+    return cell.note(facts, gain)

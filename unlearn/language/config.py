@@ -1,10 +1,10 @@
 """What a run on facts is asked for."""
 
-from analysis.audit.report import Document
 from analysis.fact_localization import Within
+from unlearn.documents import Sight
 
 
-class FactRunConfig(Document):
+class FactRunConfig(Sight):
     """All that decides a run's numbers, besides the versions of the libraries.
 
     Attributes:

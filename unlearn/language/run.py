@@ -8,7 +8,7 @@ lies in the cache (`references`).
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from analysis.audit.facts.case import FactReading
 from analysis.audit.facts.verdict import audit_facts, read_case
 from analysis.audit.report import AuditReport
 from analysis.errors import UserError
-from analysis.fact_localization import MEASURES, fact_localization, mask_of, score
+from analysis.fact_localization import MEASURES, FactLocalization, fact_localization, mask_of, score
 from analysis.files import save_tensors, write_text
 from analysis.scores import Mask, check_fraction
 from analysis.subjects.language.bank import Bank
@@ -104,6 +104,11 @@ class FactRun:
         return self.references.subject
 
     @cached_property
+    def seen(self) -> FactSubject:
+        """The subject as far as locating and editing see it."""
+        return self.subject.seen(self.config.seen_forget, self.config.seen_retain, self.config.seed)
+
+    @cached_property
     def stages(self) -> Stages:
         """The stages that have passed so far."""
         return Stages(self.folder, self.report)
@@ -136,7 +141,7 @@ class FactRun:
     def task(self) -> dict[str, Any]:
         """What every stage depends on."""
         c = self.config
-        return {**self.references.base, "measure": c.measure, "within": c.within, "fraction": c.fraction}
+        return {**self.references.base, **c.sight, "measure": c.measure, "within": c.within, "fraction": c.fraction}
 
     def locate(self) -> None:
         """Score the weights and cut the mask."""
@@ -147,7 +152,7 @@ class FactRun:
             if c.measure == "none":
                 mask = Mask.everything(model)
             else:
-                scores = score(model, self.subject, c.measure, c.within, c.seed)
+                scores = score(model, self.seen, c.measure, c.within, c.seed)
                 progress(0.8)
                 units = scores if scores.kind == "unit" else scores.per_unit()
                 units.save(self.folder / "scores" / f"{c.measure}.safetensors")
@@ -157,11 +162,18 @@ class FactRun:
 
         self.stages.run("locate", self.task, [], ["mask.safetensors"], work)
 
-    def check_causes(self) -> None:
-        """Test every measure by setting what it located to zero."""
+    def check_causes(self, measures: Sequence[str] = MEASURES) -> FactLocalization:
+        """Test measures by setting what they locate to zero.
+
+        Args:
+            measures: Which; one that can't be had of this tokenizer is passed over.
+
+        Returns:
+            What `localization.json` holds.
+        """
         c = self.config
         seeds = (c.seed,) if c.quick else (c.seed, c.seed + 1)
-        measures = [one for one in MEASURES if one != "stranger" or can_align(self.subject.tokenizer)]
+        measures = [one for one in measures if one != "stranger" or can_align(self.subject.tokenizer)]
 
         def work(progress: Callable[[float], None]) -> None:
             found = fact_localization(
@@ -171,6 +183,7 @@ class FactRun:
 
         settings = {**self.task, "seeds": seeds, "measures": measures}
         self.stages.run("causal check", settings, [], ["localization.json"], work)
+        return FactLocalization.model_validate_json((self.folder / "localization.json").read_text(encoding="utf-8"))
 
     @property
     def mask(self) -> Mask | None:
@@ -205,10 +218,10 @@ class FactRun:
         return {"changed": edit.count, "total": edit.total}
 
     def _forget(self, progress: Callable[[float], None]) -> dict[str, Any]:
-        before, subject = self.language.model, self.subject
+        before = self.language.model
         rows: list[tuple[int, float, float]] = []
         watch = self._watch(rows, progress)
-        after = self.method.run(before, subject, self.mask, self.config.seed, self.method.settings, watch)
+        after = self.method.run(before, self.seen, self.mask, self.config.seed, self.method.settings, watch)
         after.requires_grad_(False)
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([("step", "forget", "text"), *rows])

@@ -1,8 +1,10 @@
 """The second family of subjects: facts that a language model knows."""
 
+import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 from analysis.errors import UserError
 from analysis.subjects.language.bank import Bank, Fact, Share, SubjectLine
@@ -17,6 +19,8 @@ from analysis.subjects.language.encoding import (
 from analysis.subjects.language.scoring import encode_facts
 
 FEWEST = 4
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,26 @@ class FactSubject:
     def texts_encoded(self) -> Encoded:
         """Texts to keep, all tokens asked for."""
         return encode_texts(self.tokenizer, self.texts, self.longest)
+
+    def seen(self, forget: float, retain: float, seed: int) -> "FactSubject":
+        """Show only a part of the facts, as to a locator and an editor that don't have them all.
+
+        Args:
+            forget: Share of the facts to forget; at least one stays.
+            retain: Share of the facts and of the texts to keep, 0 for none.
+            seed: Of the draw.
+
+        Returns:
+            The same subject with less to edit by.
+        """
+        drawn = random.Random(seed)
+
+        def some(items: Sequence[Item], share: float, fewest: int = 0) -> tuple[Item, ...]:
+            chosen = sorted(drawn.sample(range(len(items)), max(fewest, round(share * len(items)))))
+            return tuple(items[i] for i in chosen)
+
+        kept = some(self.retain, retain), some(self.texts, retain)
+        return replace(self, forget=some(self.forget, forget, 1), retain=kept[0], texts=kept[1])
 
     def encode(self, pairs: Sequence[tuple[str, str]]) -> Encoded:
         """Encode prompts with answers.

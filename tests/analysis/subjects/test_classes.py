@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -130,6 +132,20 @@ def test_choosing_never_touches_the_test_set(task, seed, share):
     assert inner.test.labels.bincount().tolist() == [max(1, round(share * 10))] * 5
     assert inner.forget == task.forget
     assert inner.name != task.name
+
+
+@given(tasks(), st.integers(0, 3), st.floats(0.01, 1), st.floats(0, 1))
+@settings(deadline=None)
+def test_less_can_be_seen_of_what_is_trained_on_and_all_of_what_is_tested_on(task, seed, forget, retain):
+    inner = task.seen(forget, retain, seed)
+    assert ids(inner.train) <= ids(task.train)
+    assert ids(inner.test) == ids(task.test)
+    assert len(inner.forget_train) == max(1, round(forget * 10)) * len(task.forget)
+    assert inner.retain_train.labels.bincount(minlength=5)[list(task.retain)].tolist() == [round(retain * 10)] * len(
+        task.retain
+    )
+    assert ids(inner.incoming_train) == ids(task.incoming_train)
+    assert inner == replace(task, train=inner.train)
 
 
 @pytest.mark.parametrize(

@@ -142,3 +142,17 @@ def test_a_twin_takes_the_place_of_what_is_forgotten():
     assert other.forget_names == about.name != subject.forget_names
     # Encodings are those of the twin, even after the subject's were used.
     assert not torch.equal(subject.forget_encoded.ids, other.forget_encoded.ids)
+
+
+@pytest.mark.parametrize(
+    ("forget", "retain", "sizes"), [(1, 1, (6, 12, 2)), (0.5, 0.25, (3, 3, 0)), (0.01, 0, (1, 0, 0))]
+)
+def test_less_can_be_seen_of_what_a_method_sees_and_all_of_what_is_asked(forget, retain, sizes):
+    subject = made()
+    inner = subject.seen(forget, retain, 0)
+    assert (len(inner.forget), len(inner.retain), len(inner.texts)) == sizes
+    assert set(inner.forget) <= set(subject.forget)
+    assert set(inner.retain) <= set(subject.retain)
+    assert len(inner.forget_encoded) == 2 * sizes[0]
+    assert inner == replace(subject, forget=inner.forget, retain=inner.retain, texts=inner.texts)
+    assert subject.seen(forget, retain, 0) == inner
