@@ -69,6 +69,7 @@ def _threads(count: int) -> None:
 
 def _execute(subject: str, options: dict[str, Any], until: "Stage", draw: bool, prefix: str = "", **more: Any) -> None:
     from figures.render import render
+    from figures.report.build import write_report
     from figures.terminal import print_run, progress_bars
     from unlearn.language.config import FactRunConfig
     from unlearn.language.pipeline import execute_facts
@@ -85,6 +86,8 @@ def _execute(subject: str, options: dict[str, Any], until: "Stage", draw: bool, 
             done = execute(config, folder, report, until)
         if draw:
             render(folder, progress=lambda _, share: report("figures", share))
+    if done.verdict:
+        write_report([folder])
     print_run(folder, done, options["quiet"], options["as_json"])
 
 
@@ -207,6 +210,22 @@ def figures(
     with progress_bars(hidden=False) as report:
         paths = render(run, names, progress=lambda _, share: report("figures", share))
     Console().print(f"Drew {len(paths)} files in {run / 'figures'}.", highlight=False)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, e.g. runs/digit-6.", metavar="RUN...")],
+    out: Annotated[
+        Path | None, typer.Option(help="File to write [report.html in the run, or beside the first of several].")
+    ] = None,
+) -> None:
+    """Write one self-contained page on a run, or on several side by side.
+
+    Example: `yesterday report runs/digit-6 runs/digit-6-seed1`.
+    """
+    from figures.report.build import write_report
+
+    Console().print(f"Wrote {write_report(runs, out)}.", highlight=False)
 
 
 EditFile = Annotated[Path, typer.Argument(help="An edit.safetensors.", metavar="EDIT")]

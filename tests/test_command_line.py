@@ -34,7 +34,9 @@ def call(*arguments: object) -> int:
 
 def files(folder: Path) -> dict[str, bytes]:
     kept = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.parent.name not in {"stages", "figures"}]
-    return {str(p.relative_to(folder)): p.read_bytes() for p in kept if p.name not in {"run.json", ".lock"}}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in kept if p.name not in {"run.json", "report.html", ".lock"}
+    }
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_leaves_everything_it_promises(finished: Path) -> None:
     promised = ["run.json", "audit.json", "localization.json", "history.csv", "mask.safetensors", "edit.safetensors"]
     promised += ["models/original.safetensors", "models/edited.safetensors", "models/gold-02.safetensors"]
-    promised += ["figures/overview.svg", "figures/overview.png", "scores/fisher-ratio.safetensors"]
+    promised += ["figures/overview.svg", "figures/overview.png", "report.html", "scores/fisher-ratio.safetensors"]
     assert [name for name in promised if not (finished / name).is_file()] == []
     assert not [p for p in finished.rglob(".*") if p.name != ".lock"], "a temporary file was left behind"
     report = json.loads((finished / "run.json").read_text())
@@ -113,6 +115,16 @@ def test_show_list_and_figures_read_a_run(finished: Path, capsys: pytest.Capture
     (finished / "figures" / "bands.svg").unlink(missing_ok=True)
     assert call("figures", finished, "bands") == 0
     assert (finished / "figures" / "bands.svg").is_file()
+
+
+def test_runs_are_reported_side_by_side(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "page.html"
+    assert call("report", finished, finished, "--out", out) == 0
+    assert "page.html" in capsys.readouterr().out.replace("\n", "")
+    text = out.read_text(encoding="utf-8")
+    assert text.count("Does the edited model still know") == 2
+    assert "yesterday run digit-6 --epochs 2 --method regrow --golds 3" in text
+    assert call("report", tmp_path) == 2
 
 
 def test_apply_and_revert_give_the_same_bytes(finished: Path, tmp_path: Path) -> None:

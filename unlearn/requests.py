@@ -1,13 +1,14 @@
 """From what was typed to what is run: options of the command line become a configuration of one of the two families."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from analysis.errors import UserError
-from analysis.subjects.build import SubjectConfig, build_subject, every_class
+from analysis.subjects.build import DIGIT_SETS, SubjectConfig, build_subject, every_class
 from analysis.subjects.language.bank import BUILTIN
 from analysis.subjects.language.lab_bank import LAB_NAME, open_bank
 from unlearn.cells import LAYERS, NONE, RANDOM
@@ -26,6 +27,9 @@ FOR_CLASS_RUNS = ("golds", "scope")
 FOR_FACTS = ("bank", "within", "twins", "quick")
 QUICK_METHODS = ("gradient-difference", "npo", "rmu", "stranger")
 """Of facts, where each takes minutes."""
+EDITING = ("method", "measure", "fraction", "scope", "within", "seen_forget", "seen_retain")
+FLAGS = {"measure": "locate", "gold_weights": "gold"}
+"""Options that are not called what they set."""
 SHARED = ("method", "measure", "fraction", "seed", "choosing", "seen_forget", "seen_retain")
 
 
@@ -213,3 +217,45 @@ def run_folder(config: RunConfig | FactRunConfig, out: Path | None, prefix: str 
         name = build_subject(config.subject, config.seed).name
     name = prefix + name + ("-choosing" if config.choosing else "")
     return RUNS / (name if config.seed == 0 else f"{name}-seed{config.seed}")
+
+
+def command(config: Mapping[str, Any]) -> str:
+    """Write the command that asks for a run.
+
+    Args:
+        config: As `run.json` holds it.
+
+    Returns:
+        A line for a shell. Options with their usual value are left out, unless a run fills them in.
+    """
+    facts, audited = config.get("family") == "facts", config.get("candidate") is not None
+    words = ["yesterday", "audit" if audited else "run"]
+    if facts:
+        bank = str(config["bank"])
+        words += [bank] if bank in {*BUILTIN, LAB_NAME} else ["--bank", bank]
+        asked = _unusual(config, FactRunConfig())
+        original = asked.pop("model", config["model"]) if audited else ""
+        asked.pop("bank", None)
+    else:
+        subject = config["subject"]
+        asked = {"forget": subject["forget"], **_unusual(subject, SubjectConfig())}
+        if subject["data"] in DIGIT_SETS and len(asked["forget"]) == 1:
+            words.append(f"digit-{asked.pop('forget')[0]}")
+        asked |= {name: value for name, value in _unusual(config, RunConfig()).items() if name != "subject"}
+        original = asked.pop("weights", "") if audited else ""
+    if audited:
+        # What there is to locate and edit by has no part in it.
+        asked = {name: value for name, value in asked.items() if name not in {*EDITING, "candidate"}}
+        words += ["--original", str(original), "--candidate", str(config["candidate"])]
+    for name, value in asked.items():
+        flag = f"--{FLAGS.get(name, name).replace('_', '-')}"
+        if value is True:
+            words.append(flag)
+        else:
+            words += [word for one in (value if isinstance(value, list) else [value]) for word in (flag, str(one))]
+    return shlex.join(words)
+
+
+def _unusual(config: Mapping[str, Any], usual: BaseModel) -> dict[str, Any]:
+    known = usual.model_dump(mode="json")
+    return {name: config[name] for name in known if name in config and config[name] != known[name]}
