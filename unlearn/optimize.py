@@ -134,7 +134,19 @@ def restore_outside(model: nn.Module, original: nn.Module, mask: Mask | None) ->
     if mask is not None:
         before = dict(original.named_parameters())
         for name, parameter in model.named_parameters():
-            parameter.copy_(torch.where(_allowed(mask, name, parameter), parameter, before[name]))
+            if parameter.data_ptr() != before[name].data_ptr():
+                parameter.copy_(torch.where(_allowed(mask, name, parameter), parameter, before[name]))
+
+
+def _working_copy(model: nn.Module, start: nn.Module | None, mask: Mask | None) -> nn.Module:
+    # Parameters that stay are the original's own memory until the edit is finished: what is copied for a mask of few
+    # weights is few weights.
+    source = model if start is None else start
+    kept: dict[int, nn.Parameter] = {}
+    for (name, mine), theirs in zip(source.named_parameters(), model.parameters(), strict=True):
+        if not _allowed(mask, name, mine).any():
+            kept[id(mine)] = nn.Parameter(theirs.detach(), requires_grad=False)
+    return copy.deepcopy(source, dict(kept)).eval()
 
 
 @dataclass(frozen=True)
@@ -210,7 +222,7 @@ def descend(
     """
     if mask is not None:
         check_mask(model, mask)
-    work = copy.deepcopy(model if start is None else start).eval()
+    work = _working_copy(model, start, mask)
     restore_outside(work, model, mask)
     live = adaptable(work, mask) if adapt else ()
     slots = list(_slots(work, mask))
@@ -302,6 +314,8 @@ def _finished(
     for slot, mine in zip(slots, values, strict=True):
         slot.write(mine)
     for mine, theirs in zip(work.parameters(), original.parameters(), strict=True):
+        if mine.data_ptr() == theirs.data_ptr():
+            mine.data = mine.detach().clone()
         mine.requires_grad_(theirs.requires_grad)
         mine.grad = None
     fold(work, original, live)

@@ -312,3 +312,22 @@ def test_batches_refuse_nothing_and_nonsense():
     for rows, size, steps in ((0, 4, 4), (4, 0, 4), (4, 4, 0)):
         with pytest.raises(UserError):
             next(batches((torch.arange(rows),), size, steps, 0))
+
+
+def test_an_edit_shares_no_memory_with_the_original_and_copies_what_it_may_change_only_while_it_lasts():
+    model, x, y = made()
+    mask = Mask({"head.weight": torch.ones_like(model.head.weight, dtype=torch.bool)})
+    shared = []
+
+    def watch(_, work):
+        mine, theirs = dict(work.named_parameters()), dict(model.named_parameters())
+        shared.append({n for n in mine if mine[n].data_ptr() == theirs[n].data_ptr()})
+
+    after = descend(model, [(x, y)] * 10, loss, mask, 0.1, watch=watch)
+    assert shared[0] == {n for n, _ in model.named_parameters()} - {"head.weight"}
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    for p in after.parameters():
+        p.data.add_(1.0)
+    for n, p in model.named_parameters():
+        assert torch.equal(p, before[n])
+    assert after.again.weight is after.tied.weight
