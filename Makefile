@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Two test processes with one thread each: more threads than cores would make every one of them wait.
 WORKERS ?= 2
 
-.PHONY: install demo test lint unit figures clean
+.PHONY: install demo test lint unit bench figures clean
 
 install: $(VENV)/.installed
 
@@ -30,6 +30,10 @@ lint: install
 
 unit: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+bench: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python -m tests.benchmarks $(BENCHMARKS)
 
 figures: install
 	$(BIN)/yesterday figures runs/digit-6

@@ -1,16 +1,22 @@
 """Plain training, batched over models: originals, golds and attackers' copies advance together as one stack."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.func import functional_call, stack_module_state, vmap
+from torch.func import functional_call, vmap
 from torch.nn import functional
+from torch.optim.adam import adam
 
 from analysis.subjects.classes import Recipe, Split
 
 Progress = Callable[[float], None]
+
+SETTLED_EVERY = 100
+SETTLED = 1e8
+"""Momentum below this many times the smallest normal number is nothing."""
 
 
 def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -26,6 +32,60 @@ def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
+
+
+def _stacked(tensors: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {name: torch.stack([mine[name].detach() for mine in tensors]) for name in tensors[0]}
+
+
+def _ordered(tensor: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
+    # The same numbers, dense in memory in this order.
+    if tensor.stride() == stride:
+        return tensor
+    return torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+def _flat(dense: torch.Tensor) -> torch.Tensor:
+    # As it lies in memory.
+    return dense.as_strided((dense.numel(),), (1,))
+
+
+@dataclass
+class _Moments:
+    """What Adam remembers of one stacked parameter.
+
+    Attributes:
+        first: Running mean of the gradients.
+        second: Running mean of their squares.
+        steps: How many gradients there have been, as one number.
+    """
+
+    first: torch.Tensor
+    second: torch.Tensor
+    steps: torch.Tensor
+
+    @staticmethod
+    def zero(parameter: torch.Tensor) -> "_Moments":
+        """Begin.
+
+        Args:
+            parameter: The stacked parameter.
+
+        Returns:
+            What is remembered before the first step.
+        """
+        steps = torch.zeros((), device=parameter.device)
+        return _Moments(torch.zeros_like(parameter), torch.zeros_like(parameter), steps)
+
+    def settle(self) -> None:
+        """Call momentum zero, now and then, where it has long ceased to move its weight.
+
+        Without a gradient, as in a dead neuron, it sinks for ever, and below the smallest normal number each
+        operation on it takes a hundred times as long.
+        """
+        if (int(self.steps) + 1) % SETTLED_EVERY == 0:
+            least = SETTLED * torch.finfo(self.first.dtype).tiny
+            self.first.copy_(functional.hardshrink(self.first, least))
 
 
 class Stack:
@@ -46,11 +106,11 @@ class Stack:
         """
         self.size = len(models)
         self.lr = lr
-        parameters, buffers = stack_module_state([copy.deepcopy(model).eval() for model in models])
-        self.parameters = {name: p.detach().clone().requires_grad_() for name, p in parameters.items()}
-        self.buffers = {name: b.detach().clone() for name, b in buffers.items()}
+        stacked = _stacked([dict(model.named_parameters()) for model in models])
+        self.parameters = {name: parameter.requires_grad_() for name, parameter in stacked.items()}
+        self.buffers = _stacked([dict(model.named_buffers()) for model in models])
         self._base = copy.deepcopy(models[0])
-        self._optimizer = torch.optim.Adam(list(self.parameters.values()), lr=lr, foreach=True)
+        self._moments = {name: _Moments.zero(parameter) for name, parameter in self.parameters.items()}
         convolutional = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
         self._mapped = self.size > 1 and not any(isinstance(m, convolutional) for m in self._base.modules())
 
@@ -76,28 +136,53 @@ class Stack:
                 return mapped(self.parameters, self.buffers, images)
             except RuntimeError:
                 self._mapped = False
+        # Taken apart at once: the gradient of `p[i]` would be a whole stack of zeros for every model.
+        parts = {name: p.unbind() for name, p in self.parameters.items()}
         rows = []
         for i in range(self.size):
-            mine = {name: p[i] for name, p in self.parameters.items()}
+            mine = {name: part[i] for name, part in parts.items()}
             state = {name: b[i] for name, b in self.buffers.items()}
             rows.append(one(mine, state, images if shared else images[i]))
         return torch.stack(rows)
 
-    def step(self, images: torch.Tensor, labels: torch.Tensor, lr: float | None = None) -> None:
-        """Take one Adam step on the cross-entropy, each model on its own batch.
+    def step(self, images: torch.Tensor, labels: torch.Tensor, lr: float | None = None, shared: bool = False) -> None:
+        """Take one Adam step on the cross-entropy, each model on its own batch or all on the same one.
 
         Args:
-            images: [models, n, ...].
-            labels: int64 [models, n].
+            images: [models, n, ...], or [n, ...] when `shared`.
+            labels: int64 [models, n], or [n] when `shared`.
             lr: Learning rate of this step, the stack's own when not given.
+            shared: Whether all models see the same batch.
         """
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.lr if lr is None else lr
-        logits = self.logits(images, shared=False, training=True)
-        loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.view(labels.shape).mean(1).sum().backward()
-        self._optimizer.step()
+        logits = self.logits(images, shared, training=True)
+        labels = labels.expand(logits.shape[:2])
+        losses = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+        parameters = list(self.parameters.values())
+        gradients = torch.autograd.grad(losses.view(labels.shape).mean(1).sum(), parameters, allow_unused=True)
+        self._descend(dict(zip(self.parameters, gradients, strict=True)), self.lr if lr is None else lr)
+
+    @torch.no_grad()
+    def _descend(self, gradients: Mapping[str, torch.Tensor | None], lr: float) -> None:
+        moved: list[list[torch.Tensor]] = [[], [], [], [], []]
+        for name, gradient in gradients.items():
+            if gradient is None:
+                continue
+            parameter, moments = self.parameters[name], self._moments[name]
+            # A batched gradient comes out transposed in memory. Adam goes through memory once and needs everything in
+            # one order, and to turn parameter and moments once is cheaper than every gradient.
+            order = torch.empty_like(gradient).stride()
+            if parameter.stride() != order:
+                parameter.data = _ordered(parameter, order)
+                moments.first, moments.second = _ordered(moments.first, order), _ordered(moments.second, order)
+            moments.settle()
+            tensors = parameter, _ordered(gradient, order), moments.first, moments.second
+            for into, tensor in zip(moved, (*map(_flat, tensors), moments.steps), strict=True):
+                into.append(tensor)
+        parameters, rises, first, second, steps = moved
+        adam(
+            parameters, rises, first, second, [], steps, foreach=True,
+            lr=lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False,
+        )  # fmt: skip
 
     @torch.no_grad()
     def keep(self, chosen: torch.Tensor) -> None:
@@ -107,12 +192,9 @@ class Stack:
             chosen: bool [models], at least one true.
         """
         for parameter in self.parameters.values():
-            state = self._optimizer.state[parameter]
-            for name in ("exp_avg", "exp_avg_sq"):
-                if name in state:
-                    state[name] = state[name][chosen]
-            parameter.grad = None
             parameter.data = parameter.data[chosen]
+        for moments in self._moments.values():
+            moments.first, moments.second = moments.first[chosen], moments.second[chosen]
         self.buffers = {name: buffer[chosen] for name, buffer in self.buffers.items()}
         self.size = int(chosen.sum())
 
@@ -148,7 +230,8 @@ def epochs(split: Split, recipe: Recipe, seeds: Sequence[int]) -> Iterator[tuple
         order = torch.stack([torch.randperm(len(split), generator=g) for g in generators])
         for start in range(0, len(split) - batch + 1, batch):
             chosen = order[:, start : start + batch]
-            yield split.images[chosen], split.labels[chosen]
+            # Whole images are copied at once this way, which indexing doesn't do.
+            yield split.images.index_select(0, chosen.flatten()).unflatten(0, chosen.shape), split.labels[chosen]
 
 
 def fit(

@@ -6,6 +6,7 @@ outside the mask are zeroed, and after every step whatever lies outside is put b
 """
 
 import copy
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -90,7 +91,7 @@ def batches(tensors: Sequence[torch.Tensor], size: int, steps: int, seed: int) -
         if len(waiting) < size:
             waiting = torch.cat([waiting, torch.randperm(total, generator=generator)])
         chosen, waiting = waiting[:size], waiting[size:]
-        yield tuple(tensor[chosen] for tensor in tensors)
+        yield tuple(tensor.index_select(0, chosen) for tensor in tensors)
 
 
 def check_mask(model: nn.Module, mask: Mask) -> None:
@@ -254,7 +255,7 @@ def descend(
             value = loss(work, batch)
             (-value if maximise else value).backward()
             gradients = [slot.gradient() for slot in slots]
-            if not all(bool(torch.isfinite(number).all()) for number in (value, *gradients)):
+            if not _finite((value, *gradients)):
                 raise Diverged(_last_good(work, model, slots, good, held), max(0, step - 1))
             for values, gradient, last in zip(trained, gradients, good, strict=True):
                 last.copy_(values.detach())
@@ -271,11 +272,17 @@ def descend(
             taken += 1
             if taken % WATCH_EVERY == 0:
                 show(taken)
-    if not all(bool(torch.isfinite(values).all()) for values in trained):
+    if not _finite(trained):
         raise Diverged(_last_good(work, model, slots, good, held), max(0, taken - 1))
     if watched != taken:
         show(taken)
     return _finished(work, model, slots, trained, live)
+
+
+def _finite(tensors: Sequence[torch.Tensor]) -> bool:
+    # A sum that is finite has finite parts, and takes one pass.
+    sums = [tensor.detach().sum(dtype=torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
+    return all(math.isfinite(float(one)) for one in sums)
 
 
 def _restore_buffers(work: nn.Module, original: nn.Module, live: Collection[str]) -> None:

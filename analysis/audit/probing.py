@@ -5,6 +5,9 @@ how much is natural. On `cnn` no probe of the first two blocks has power (digit 
 golds .906 to .935 and .897 to .945), and the verdict leaves them out by the power rule.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 
 from analysis.audit.bench import Bench, Reading
@@ -38,6 +41,51 @@ def _full(features: torch.Tensor, labels: torch.Tensor, folds: torch.Tensor) -> 
     return out
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Which images the probes of all models are trained on.
+
+    Attributes:
+        labels: bool [n], whether each image is of a forgotten class.
+        draws: int64 [draws, images] by number of shots.
+        folds: int64 [n], which half of the full probe each image is in.
+    """
+
+    labels: torch.Tensor
+    draws: Mapping[int, torch.Tensor]
+    folds: torch.Tensor
+
+    @staticmethod
+    def of(bench: Bench) -> "Rows":
+        """Draw.
+
+        Args:
+            bench: Whose images and seed.
+
+        Returns:
+            The rows, without the shots for which there are too few images.
+        """
+        labels = torch.arange(len(bench.forget) + len(bench.retain)) < len(bench.forget)
+        generator = torch.Generator().manual_seed(bench.seed)
+        known, others = labels.nonzero().flatten(), (~labels).nonzero().flatten()
+
+        def drawn(positions: torch.Tensor, count: int) -> torch.Tensor:
+            return positions[torch.randperm(len(positions), generator=generator)[:count]]
+
+        draws = {
+            shots: torch.stack([
+                torch.cat([drawn(known, shots), drawn(others, min(OTHERS_PER_SHOT * shots, len(others) // 2))])
+                for _ in range(repeats)
+            ])
+            for shots, repeats in SHOTS.items()
+            if 2 * shots <= len(known)
+        }
+        folds = torch.empty(len(labels), dtype=torch.long)
+        for positions in (known, others):
+            folds[drawn(positions, len(positions))] = torch.arange(len(positions)) % FOLDS
+        return Rows(labels, draws, folds)
+
+
 def probes(bench: Bench, progress: Progress | None = None) -> list[Reading]:
     """Probe every layer, outputs included, with 1, 5 and 20 forgotten examples and with half of the test images.
 
@@ -53,31 +101,13 @@ def probes(bench: Bench, progress: Progress | None = None) -> list[Reading]:
     Returns:
         One reading per layer and number of shots (0: full).
     """
-    labels = torch.arange(len(bench.forget) + len(bench.retain)) < len(bench.forget)
-    generator = torch.Generator().manual_seed(bench.seed)
-    known, others = labels.nonzero().flatten(), (~labels).nonzero().flatten()
-
-    def drawn(positions: torch.Tensor, count: int) -> torch.Tensor:
-        return positions[torch.randperm(len(positions), generator=generator)[:count]]
-
-    draws = {
-        shots: torch.stack([
-            torch.cat([drawn(known, shots), drawn(others, min(OTHERS_PER_SHOT * shots, len(others) // 2))])
-            for _ in range(repeats)
-        ])
-        for shots, repeats in SHOTS.items()
-        if 2 * shots <= len(known)
-    }
-    folds = torch.empty(len(labels), dtype=torch.long)
-    for positions in (known, others):
-        folds[drawn(positions, len(positions))] = torch.arange(len(positions)) % FOLDS
-
+    rows = Rows.of(bench)
     found: dict[tuple[str, int], dict[str, torch.Tensor]] = {}
     for done, name in enumerate(bench.models):
         for layer in bench.layers:
             features = standardised(bench.features[name][layer])
-            scores = {shots: _few_shot(features, labels, rows) for shots, rows in draws.items()}
-            scores[0] = _full(features, labels, folds)
+            scores = {shots: _few_shot(features, rows.labels, drawn) for shots, drawn in rows.draws.items()}
+            scores[0] = _full(features, rows.labels, rows.folds)
             for shots, values in scores.items():
                 found.setdefault((layer, shots), {})[name] = torch.tensor(values, dtype=torch.float64)
         if progress:
@@ -93,7 +123,7 @@ def probes(bench: Bench, progress: Progress | None = None) -> list[Reading]:
             values={name: float(scores.mean()) for name, scores in by_model.items()},
             spread={name: float(scores.std()) for name, scores in by_model.items()},
             repeats=len(next(iter(by_model.values()))),
-            examples=len(labels),
+            examples=len(rows.labels),
             telling=bench.original,
             layer=layer,
             shots=shots,

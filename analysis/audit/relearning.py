@@ -26,6 +26,8 @@ MOST_STEPS = 30
 GRACE = 2
 EVALUATED = 100
 TARGET = 0.5
+WORTH_DROPPING = 0.125
+"""Share of models that are over at which the others are copied out of their company."""
 
 Fresh = Literal["nothing", "output", "head"]
 AUDITORS: dict[Fresh, str] = {
@@ -61,23 +63,24 @@ def _halves(split: Split, seed: int) -> tuple[Split, Split]:
     return shuffled.take(every[:half]), shuffled.take(every[-half:])
 
 
-def _prepared(model: nn.Module, head: str, outputs: Sequence[int], fresh: Fresh, seed: int) -> nn.Module:
-    if fresh == "nothing":
-        return model
-    model = copy.deepcopy(model)
-    module = model.get_submodule(head)
+@torch.no_grad()
+def _freshen(stack: Stack, model: nn.Module, head: str, outputs: Sequence[int], fresh: Fresh, seed: int) -> None:
+    # Gives all models of a stack, of which `model` is one, the same fresh output or head.
     if fresh == "output":
         # Zeros rather than a draw: the luck of a row would drown what the layers below know.
-        for parameter in module.parameters():
-            parameter.data[torch.tensor(outputs)] = 0.0
-        return model
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for part in module.modules():
-            reset = getattr(part, "reset_parameters", None)
-            if callable(reset):
-                reset()
-    return model
+        for name, parameter in stack.parameters.items():
+            if name.startswith(f"{head}."):
+                parameter[:, torch.tensor(outputs)] = 0.0
+    elif fresh == "head":
+        module = copy.deepcopy(model.get_submodule(head))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for part in module.modules():
+                reset = getattr(part, "reset_parameters", None)
+                if callable(reset):
+                    reset()
+        for name, value in module.state_dict().items():
+            {**stack.parameters, **stack.buffers}[f"{head}.{name}"].copy_(value)
 
 
 @dataclass(frozen=True)
@@ -120,46 +123,43 @@ def _attack(
     sides = _sides(bench)
     seeds = [1000 * bench.seed + attack for attack in range(ATTACK_SEEDS)]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    head = bench.subject.network.head
-    names = list(bench.models)
+    names, models = list(bench.models), list(bench.models.values())
     limit = torch.tensor([most[name] for name in names])
-    stack = Stack([_prepared(m, head, slots, fresh, seed) for seed in seeds for m in bench.models.values()], lr)
+    stacks = [Stack(models, lr) for _ in seeds]
+    for stack, seed in zip(stacks, seeds, strict=True):
+        _freshen(stack, models[0], bench.subject.network.head, slots, fresh, seed)
     curves = torch.zeros(len(names), ATTACK_SEEDS, MOST_STEPS + 1, dtype=torch.float64)
     followed = torch.zeros(len(names), dtype=torch.long)
-    following = torch.arange(len(names))
+    following, over = torch.arange(len(names)), torch.zeros(len(names), dtype=torch.bool)
     for step in range(MOST_STEPS + 1):
         if step:
-            drawn = [side.batch(generator) for side, generator in zip(sides, generators, strict=True)]
-            images = [split.images.expand(len(following), *split.images.shape) for split in drawn]
-            labels = [split.labels.expand(len(following), -1) for split in drawn]
-            stack.step(torch.cat(images), torch.cat(labels))
-        curves[following, :, step] = _recall(stack, sides, taught)
-        followed[following] = step
-        over = limit[following] <= step
+            for stack, side, generator in zip(stacks, sides, generators, strict=True):
+                drawn = side.batch(generator)
+                stack.step(drawn.images, drawn.labels, shared=True)
+        recalled = [_recall(stack, side, taught) for stack, side in zip(stacks, sides, strict=True)]
+        curves[following, :, step] = torch.stack(recalled, 1)
+        followed[following[~over]] = step
+        over = over | (limit[following] <= step)
         if step >= GRACE:
-            over |= curves[following, :, step - GRACE].mean(1) >= TARGET
+            over = over | (curves[following, :, step - GRACE].mean(1) >= TARGET)
         if bool(over.all()):
             break
-        if step and bool(over.any()):
-            stack.keep((~over).repeat(ATTACK_SEEDS))
-            following = following[~over]
+        if float(over.double().mean()) >= WORTH_DROPPING:
+            for stack in stacks:
+                stack.keep(~over)
+            following, over = following[~over], over[~over]
         if progress:
             progress(step / MOST_STEPS)
     return {name: curves[i, :, : int(followed[i]) + 1] for i, name in enumerate(names)}
 
 
 @torch.no_grad()
-def _recall(stack: Stack, sides: list[_Side], taught: torch.Tensor) -> torch.Tensor:
-    # Recall of the forgotten minus false alarms on the rest, [models, attack seeds].
-    models = stack.size // len(sides)
-    images = torch.cat([side.scored.images.expand(models, *side.scored.images.shape) for side in sides])
-    guess = stack.logits(images, shared=False).argmax(-1).view(len(sides), models, -1)
-    out = []
-    for side, guessed in zip(sides, guess, strict=True):
-        right = guessed == side.scored.labels
-        alarm = torch.isin(guessed, taught) & ~torch.isin(side.scored.labels, taught)
-        out.append(right[:, side.truth].double().mean(1) - alarm[:, ~side.truth].double().mean(1))
-    return torch.stack(out, 1)
+def _recall(stack: Stack, side: _Side, taught: torch.Tensor) -> torch.Tensor:
+    # Recall of the forgotten minus false alarms on the rest, by model.
+    guess = stack.logits(side.scored.images).argmax(-1)
+    right = guess == side.scored.labels
+    alarm = torch.isin(guess, taught) & ~torch.isin(side.scored.labels, taught)
+    return right[:, side.truth].double().mean(1) - alarm[:, ~side.truth].double().mean(1)
 
 
 def _filled(curve: list[float]) -> tuple[float, ...]:

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from analysis import training
 from analysis.subjects.classes import Recipe, Split
 from analysis.subjects.networks import cnn, mlp
 from analysis.training import Stack, accuracy, epochs, fit, logits_of, seeded
@@ -49,6 +50,25 @@ def branching():
     return Branching().double()
 
 
+class Odd(nn.Module):
+    """A parameter without a gradient, one whose gradient is a single number for all, and one that is a table."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(25, 4)
+        self.unused = nn.Parameter(torch.ones(3))
+        self.added = nn.Parameter(torch.linspace(-1, 1, 6).view(2, 3))
+        self.table = nn.Parameter(torch.linspace(0.5, 1, 20).view(4, 5))
+
+    def forward(self, x):
+        tilted = x.view(-1, 5, 5) @ self.table.T
+        return self.linear(x.flatten(1)) * self.added.sum() + tilted.sum(1)
+
+
+def odd():
+    return Odd().double()
+
+
 def trained_alone(make, split, recipe, seed):
     """One model, the plain way."""
     torch.manual_seed(seed)
@@ -68,7 +88,7 @@ def trained_alone(make, split, recipe, seed):
     return model.eval()
 
 
-@pytest.mark.parametrize("make", [small_mlp, small_cnn, normed, branching])
+@pytest.mark.parametrize("make", [small_mlp, small_cnn, normed, branching, odd])
 def test_a_stack_trains_each_model_as_if_alone(make):
     split, recipe = data(), Recipe(epochs=3, batch=16, lr=1e-2)
     together = fit(make, split, recipe, SEEDS)
@@ -149,6 +169,47 @@ def test_models_that_are_kept_go_on_as_if_nothing_happened():
         some.step(images[:2], labels[:2])
     for one, other in zip(some.models(), (every.models()[0], every.models()[2]), strict=True):
         assert all(torch.allclose(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+@pytest.mark.parametrize("make", [small_mlp, small_cnn, normed])
+def test_a_shared_batch_is_each_models_own(make):
+    models = [seeded(make, seed) for seed in SEEDS]
+    split = data(16)
+    together, apart = Stack(models, lr=0.01), Stack(models, lr=0.01)
+    for _ in range(3):
+        together.step(split.images, split.labels, shared=True)
+        apart.step(split.images.expand(3, -1, -1, -1, -1), split.labels.expand(3, -1))
+    for one, other in zip(together.models(), apart.models(), strict=True):
+        assert all(torch.allclose(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+    assert not torch.equal(next(together.models()[0].parameters()), next(models[0].parameters()))
+
+
+def test_momentum_that_is_nothing_slows_nothing_down(monkeypatch):
+    def run(every):
+        monkeypatch.setattr(training, "SETTLED_EVERY", every)
+        models = [seeded(lambda: mlp((1, 5, 5), 4), seed) for seed in SEEDS]
+        for model in models:
+            model.hidden1.bias.data[:40] = -100.0  # never wakes up
+        stack = Stack(models, lr=0.01)
+        split = data(16)
+        split = Split(split.images.float(), split.labels)
+        stack.step(split.images, split.labels, shared=True)
+        dead = stack._moments["hidden1.weight"].first[:, :40]
+        assert bool((dead == 0).all())
+        dead.fill_(1e-33)
+        for _ in range(120):
+            stack.step(split.images, split.labels, shared=True)
+        found = stack._moments["hidden1.weight"].first
+        subnormal = (found != 0) & (found.abs() < torch.finfo(torch.float32).tiny)
+        return stack.models(), int(subnormal.sum()), int((found[:, 40:] != 0).sum())
+
+    models, none, awake = run(100)
+    others, many, _ = run(10**9)
+    assert none == 0
+    assert many == 3 * 40 * 25
+    assert awake > 3 * 40 * 25
+    for one, other in zip(models, others, strict=True):
+        assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
 
 
 def test_one_step_follows_adam_in_closed_form():

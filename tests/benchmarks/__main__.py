@@ -23,9 +23,11 @@ def main() -> None:
 
     import torch
 
+    from analysis.memory import keep_freed_memory
     from tests.benchmarks.report import cells, paste, table, write
 
     torch.set_num_threads(chosen.threads)
+    keep_freed_memory()
     RESULTS.mkdir(exist_ok=True)
     for name in chosen.names:
         begun = time.perf_counter()

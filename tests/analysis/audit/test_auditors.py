@@ -19,7 +19,7 @@ from analysis.audit.report import AuditReport
 from analysis.audit.similarity import similarity_to_gold
 from analysis.audit.verdict import audit
 from analysis.subjects.build import SubjectConfig, build_subject
-from analysis.training import accuracy, fit, seeded
+from analysis.training import Stack, accuracy, fit, seeded
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +197,39 @@ def test_pruning_weaker_attacks_does_not_change_the_strongest(bench: Bench) -> N
             for lr in relearning.LEARNING_RATES
         ]
         assert pruned[name] == pytest.approx(min(first_crossing(curve) for curve in every))
+
+
+@pytest.mark.parametrize("worth", [0.0, 0.5, 1.1])
+def test_models_that_are_over_do_not_change_what_is_read(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, worth: float
+) -> None:
+    small = Bench(bench.subject, {n: bench.models[n] for n in ("original", *bench.golds[:3])}, bench.golds[:3], seed=3)
+    most = {"original": 30.0, bench.golds[0]: 1.5, bench.golds[1]: 4.0, bench.golds[2]: 30.0}
+    wanted = relearning._attack(small, 3e-3, "nothing", most)
+    monkeypatch.setattr(relearning, "WORTH_DROPPING", worth)
+    found = relearning._attack(small, 3e-3, "nothing", most)
+    assert len({curves.shape[1] for curves in found.values()}) > 1
+    for name, curves in found.items():
+        torch.testing.assert_close(curves, wanted[name], atol=0.021, rtol=0)
+
+
+def test_only_the_output_or_the_head_is_made_fresh_and_alike_for_all_models(bench: Bench) -> None:
+    models = list(bench.models.values())
+    before = [{name: value.clone() for name, value in model.state_dict().items()} for model in models]
+    for fresh in relearning.AUDITORS:
+        stack = Stack(models)
+        relearning._freshen(stack, models[0], "head", [6], fresh, 5)
+        for model, state in zip(stack.models(), before, strict=True):
+            wanted = dict(state)
+            if fresh == "output":
+                wanted |= {name: state[name].clone() for name in ("head.weight", "head.bias")}
+                wanted["head.weight"][6] = wanted["head.bias"][6] = 0.0
+            elif fresh == "head":
+                torch.manual_seed(5)
+                wanted |= {f"head.{n}": v for n, v in nn.Linear(64, 10).state_dict().items()}
+            assert all(torch.equal(value, wanted[name]) for name, value in model.state_dict().items()), fresh
+    for model, state in zip(models, before, strict=True):
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
 def test_attackers_train_on_other_images_than_they_are_scored_on(bench: Bench) -> None:
