@@ -1,15 +1,26 @@
-"""Patching by transformer-lens against hooks of our own on the Hugging Face model, one cell at a time."""
+"""Patching against hooks on the whole model, one cell at a time, and against transformer-lens."""
+
+import contextlib
+import copy
+import io
+from collections import Counter
 
 import pytest
 import torch
 from scipy.stats import spearmanr
 from small_models import small_gpt2, small_llama
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from analysis.attribution.anatomy import anatomy
 from analysis.attribution.language_patching import (
+    Pair,
     PatchingMap,
     activation_patching,
+    activation_patching_many,
     attribution_patching,
+    attribution_patching_many,
     equal_length_pairs,
     rank_correlation,
 )
@@ -17,8 +28,46 @@ from analysis.errors import UserError
 
 MODELS = [small_gpt2, small_llama]
 CLEAN, CORRUPT, ANSWER, WRONG = torch.tensor([9, 40, 7, 100, 33]), torch.tensor([9, 77, 8, 100, 33]), 120, 300
-# Llama's norms and rotations are float32 inside whatever the model's type, and the bridge rounds in another order.
+PAIRS = [
+    Pair(CLEAN, CORRUPT, ANSWER, WRONG),
+    Pair(torch.tensor([5, 6, 7]), torch.tensor([8, 6, 7]), 11, 12),
+    Pair(torch.tensor([50, 60, 70, 80, 90, 13, 14]), torch.tensor([50, 60, 70, 81, 90, 13, 15]), 21, 22),
+    Pair(torch.tensor([41]), torch.tensor([42]), 31, 32),
+    Pair(CORRUPT, torch.tensor([9, 78, 8, 101, 33]), WRONG, 7),
+]
+TIGHT = {"rtol": 1e-9, "atol": 1e-9}
+# Llama's norms and rotations are float32 inside whatever the model's type.
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def exact(model):
+    """The model in float64 throughout: norms that compute in the type they are given."""
+    for name, module in list(model.named_modules()):
+        if type(module).__name__.endswith("RMSNorm"):
+            norm = nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon, dtype=torch.float64)
+            norm.weight = module.weight
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, norm)
+    return model.double().eval()
+
+
+def windowed_mistral():
+    """A Mistral in which a token sees itself and the two before it only."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = MistralConfig(
+            vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=128, sliding_window=3, initializer_range=0.2,
+            bos_token_id=0, eos_token_id=0,
+        )  # fmt: skip
+        return MistralForCausalLM(config)
+
+
+def eager_gpt2():
+    """A GPT-2 that asks for attention written out."""
+    model = small_gpt2()
+    model.set_attn_implementation("eager")
+    return model
 
 
 def lead(model, ids):
@@ -70,17 +119,132 @@ def slow_map(model, site, direction):
     return values
 
 
+@pytest.mark.parametrize("make", [*MODELS, eager_gpt2, windowed_mistral])
+@pytest.mark.parametrize("direction", ["denoising", "noising"])
+def test_same_as_hooks_on_the_whole_model_one_cell_at_a_time(make, direction):
+    model = exact(make())
+    for cells in (1, 7, 500):
+        found = activation_patching(model, CLEAN, CORRUPT, ANSWER, WRONG, direction=direction, cells=cells)
+        assert (found.direction, found.method) == (direction, "exact")
+        assert found.clean == pytest.approx(float(lead(model, CLEAN)), rel=1e-9)
+        assert found.corrupt == pytest.approx(float(lead(model, CORRUPT)), rel=1e-9)
+        assert list(found.values) == ["resid", "attn", "mlp", "head"]
+        for site, values in found.values.items():
+            torch.testing.assert_close(values, slow_map(model, site, direction), **TIGHT)
+
+
+def assert_same_maps(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        assert (one.direction, one.method, list(one.values)) == (other.direction, other.method, list(other.values))
+        assert (one.clean, one.corrupt) == pytest.approx((other.clean, other.corrupt), rel=1e-9)
+        for site, values in one.values.items():
+            torch.testing.assert_close(values, other.values[site], **TIGHT)
+
+
 @pytest.mark.parametrize("make", MODELS)
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
-def test_same_as_own_hooks_one_cell_at_a_time(make, direction):
-    model = make(dtype=torch.float64)
-    found = activation_patching(model, CLEAN, CORRUPT, ANSWER, WRONG, direction=direction, cells=7)
-    assert (found.direction, found.method) == (direction, "exact")
-    assert found.clean == pytest.approx(float(lead(model, CLEAN)), rel=1e-5)
-    assert found.corrupt == pytest.approx(float(lead(model, CORRUPT)), rel=1e-5)
-    assert list(found.values) == ["resid", "attn", "mlp", "head"]
-    for site, values in found.values.items():
-        torch.testing.assert_close(values, slow_map(model, site, direction), **CLOSE)
+def test_many_pairs_of_any_length_as_one_by_one(make, direction):
+    model = exact(make())
+    alone = [activation_patching(model, p.clean, p.corrupt, p.answer, p.wrong, direction=direction) for p in PAIRS]
+    for cells in (9, 48, 1000):
+        assert_same_maps(activation_patching_many(model, PAIRS, direction=direction, cells=cells), alone)
+    sites = ["head", "resid"]
+    guesses = [attribution_patching(model, p.clean, p.corrupt, p.answer, p.wrong, sites, direction) for p in PAIRS]
+    for batch in (1, 3, 10):
+        assert_same_maps(attribution_patching_many(model, PAIRS, sites, direction, batch), guesses)
+    assert activation_patching_many(model, []) == attribution_patching_many(model, []) == []
+
+
+def bridged(model):
+    # The bridge replaces modules of what it wraps.
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    wrapped = copy.deepcopy(model)
+    return build_bridge_from_module(wrapped, type(model).__name__, hf_config=wrapped.config, tokenizer=None)
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_same_as_transformer_lens(make):
+    from transformer_lens import patching
+    from transformer_lens.tools.analysis.attribution_patching import attribution_patch
+
+    model = make()
+    bridge, clean, corrupt = bridged(model), CLEAN[None], CORRUPT[None]
+
+    def ahead(logits):
+        return (logits[:, -1, ANSWER] - logits[:, -1, WRONG]).sum()
+
+    helpers = {
+        "resid": patching.get_act_patch_resid_pre,
+        "attn": patching.get_act_patch_attn_out,
+        "mlp": patching.get_act_patch_mlp_out,
+        "head": patching.get_act_patch_attn_head_out_all_pos,
+    }
+    found = activation_patching(model, CLEAN, CORRUPT, ANSWER, WRONG)
+    gain = found.clean - found.corrupt
+    with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
+        logits, cache = bridge.run_with_cache(clean)
+        assert found.clean == pytest.approx(float(ahead(logits)), abs=1e-4)
+        for site, helper in helpers.items():
+            theirs = (helper(bridge, corrupt, cache, ahead) - found.corrupt) / gain
+            torch.testing.assert_close(found.values[site], theirs, rtol=1e-4, atol=1e-4)
+    guess = attribution_patching(model, CLEAN, CORRUPT, ANSWER, WRONG)
+    nodes = Counter()
+    for node, score in attribution_patch(bridge, clean, corrupt, ahead).node_scores.items():
+        place = {"attn_head_out": ("head", node.layer, node.head), "mlp_out": ("mlp", node.layer, node.position)}
+        nodes[place.get(node.kind)] += score / gain
+    for site in ("head", "mlp"):
+        theirs = [[nodes[site, layer, i] for i in range(guess.values[site].shape[1])] for layer in range(3)]
+        torch.testing.assert_close(guess.values[site], torch.tensor(theirs), rtol=1e-4, atol=1e-4)
+
+
+def deep_llama():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=400, hidden_size=32, intermediate_size=96, num_hidden_layers=8, num_attention_heads=4,
+            num_key_value_heads=2, initializer_range=0.2, bos_token_id=0, eos_token_id=0,
+        )  # fmt: skip
+        return LlamaForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize(("sites", "share"), [(["resid"], 0.25), (["attn", "mlp"], 0.23), (["head"], 0.55)])
+def test_what_a_patch_cannot_change_is_not_run(sites, share):
+    """Floating-point operations, calls of blocks and tokens per call, against running every cell whole."""
+    model, length, layers = deep_llama(), 12, 8
+    clean = torch.arange(20, 20 + length)
+    corrupt = clean.clone()
+    corrupt[:2] += 100
+    with FlopCounterMode(display=False) as whole, torch.no_grad():
+        model(input_ids=clean[None], use_cache=False, logits_to_keep=1)
+    cells = len(sites) * layers * (4 if sites == ["head"] else length)
+    calls = []
+    for block in model.model.layers:
+        block.register_forward_pre_hook(lambda _, given: calls.append(given[0].shape[:2].numel()))
+    with FlopCounterMode(display=False) as ours:
+        activation_patching(model, clean, corrupt, ANSWER, WRONG, sites, cells=1000)
+    assert ours.get_total_flops() < share * cells * whole.get_total_flops()
+    # Once for what both prompts have, once for all cells.
+    assert len(calls) == 2 * layers
+    calls.clear()
+    activation_patching(model, clean, corrupt, ANSWER, WRONG, sites, cells=10)
+    assert max(calls) <= 10 * length
+    assert len(calls) < cells * layers / 4
+
+
+def test_equal_places_are_not_run():
+    """Prompts that differ in the last token only: that token is run for its stream and for each head, no other is."""
+    model, length = deep_llama(), 12
+    clean = torch.arange(20, 20 + length)
+    corrupt = clean.clone()
+    corrupt[-1] = 7
+    calls = []
+    for block in model.model.layers:
+        block.register_forward_pre_hook(lambda _, given: calls.append(given[0].shape[:2].numel()))
+    found = activation_patching(model, clean, corrupt, ANSWER, WRONG, ["resid", "head"]).values["resid"]
+    assert calls == 8 * [2 * length] + [(1 + 4) * (1 + layer) for layer in range(8)]
+    assert (found[:, :-1] == 0).all()
+    torch.testing.assert_close(found[:, -1], torch.ones(8), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("make", MODELS)
@@ -149,6 +313,7 @@ def test_the_model_is_left_as_it_was(make):
     model = make().train()
     modules = {name: type(module) for name, module in model.named_modules()}
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    attention = model.config._attn_implementation
     first = activation_patching(model, CLEAN, CORRUPT, ANSWER, WRONG, ["mlp"])
     guess = attribution_patching(model, CLEAN, CORRUPT, ANSWER, WRONG, ["mlp"])
     assert not guess.values["mlp"].requires_grad
@@ -156,6 +321,7 @@ def test_the_model_is_left_as_it_was(make):
     assert {name: type(module) for name, module in model.named_modules()} == modules
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.config._attn_implementation == attention
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     again = activation_patching(model, CLEAN, CORRUPT, ANSWER, WRONG, ["mlp"])
     assert torch.equal(first.values["mlp"], again.values["mlp"])
@@ -196,11 +362,11 @@ def test_bad_input(patch):
         patch(model, CLEAN, CLEAN, ANSWER, WRONG)
 
 
-def test_a_model_that_transformer_lens_does_not_know():
+def test_a_model_whose_attention_can_not_be_resumed():
     class Homemade(type(small_llama())):
-        pass
+        _supports_attention_backend = False
 
     model = Homemade(small_llama().config).eval()
-    with pytest.raises(UserError, match="doesn't know a Homemade"):
+    with pytest.raises(UserError, match="attention of a Homemade can't be resumed"):
         activation_patching(model, CLEAN, CORRUPT, ANSWER, WRONG)
     assert attribution_patching(model, CLEAN, CORRUPT, ANSWER, WRONG).values["head"].shape == (3, 4)
