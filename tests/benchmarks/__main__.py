@@ -1,4 +1,4 @@
-"""`make bench`: every benchmark, or those named; prints the rows and writes results/ and docs/speed.md."""
+"""`make bench`: every benchmark, or those named; prints the rows and writes results/ and the table in README.md."""
 
 import argparse
 import importlib
@@ -9,7 +9,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-PAGE = HERE.parent.parent / "docs" / "speed.md"
+PAGE = HERE.parent.parent / "README.md"
 BENCHMARKS = ("fisher", "patching", "neurons", "steps", "audit", "forgetting", "startup")
 
 
