@@ -10,6 +10,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 from torch.optim.adam import adam
 
+from analysis.errors import UserError
 from analysis.subjects.classes import Recipe, Split
 
 Progress = Callable[[float], None]
@@ -252,7 +253,12 @@ def fit(
 
     Returns:
         The trained networks, in evaluation mode, in the order of the seeds.
+
+    Raises:
+        UserError: There is nothing to learn.
     """
+    if not len(split):
+        raise UserError("There are no images to train on; check the data and the classes to forget.")
     stack = Stack([seeded(make, seed) for seed in seeds], recipe.lr)
     batch = min(recipe.batch, len(split))
     steps = recipe.epochs * (len(split) // batch)

@@ -88,7 +88,6 @@ def read_classes(
     with locked(folder):
         run.original()
         run.locate(measures, check_causes=several)
-        run.edit()
         run.train_golds()
         never = run.train_fresh_golds(fresh)
         cheat(run)

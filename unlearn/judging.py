@@ -20,9 +20,9 @@ def cheat(run: Run) -> None:
     """Make the cheats that every audit must call out.
 
     Args:
-        run: With original, edit and mask in place.
+        run: With original and mask in place.
     """
-    needs = ["models/original.safetensors", "models/edited.safetensors", "mask.safetensors"]
+    needs = ["models/original.safetensors", "mask.safetensors"]
 
     def work(_: Callable[[float], None]) -> None:
         mask = Mask.load(run.folder / "mask.safetensors")

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from analysis.attribution.per_sample import sum_of_squares
-from analysis.attribution.recording import plan, recording, uses_of
+from analysis.attribution.per_sample import add_squares
+from analysis.attribution.recording import agree, plan, recording, uses_of
 from analysis.attribution.running import prepare, run, undisturbed
 from analysis.attribution.targets import IGNORED, cross_entropy
 from analysis.errors import UserError
@@ -43,11 +43,15 @@ def _cotangents(logits: torch.Tensor, labels: torch.Tensor, kind: Kind) -> Itera
     Yields:
         Blocks [d, *logits' shape].
     """
-    p = logits.detach().softmax(-1)
-    counted = (labels != IGNORED).unsqueeze(-1) if logits.dim() == 3 else torch.ones_like(p[..., :1], dtype=torch.bool)
+    counted = labels != IGNORED
     if kind == "empirical":
-        yield (p.scatter_add(-1, labels.clamp_min(0).unsqueeze(-1), -torch.ones_like(p)) * counted).unsqueeze(0)
+        found = torch.zeros_like(logits)
+        p = logits.detach()[counted].softmax(-1)
+        p[torch.arange(len(p), device=p.device), labels[counted]] -= 1
+        found[counted] = p
+        yield found.unsqueeze(0)
         return
+    p = logits.detach().softmax(-1)
     k = p.shape[-1]
     every = [(t, c) for t in range(p.shape[1] if p.dim() == 3 else 1) for c in range(k)]
     for start in range(0, len(every), BLOCK):
@@ -57,14 +61,18 @@ def _cotangents(logits: torch.Tensor, labels: torch.Tensor, kind: Kind) -> Itera
             at = (slice(None), t) if p.dim() == 3 else (slice(None),)
             row[at] = p[at]
             row[(*at, c)] -= 1
-            row[at] *= (p[(*at, c)].sqrt() * counted[at].squeeze(-1)).unsqueeze(-1)
+            row[at] *= (p[(*at, c)].sqrt() * counted[at]).unsqueeze(-1)
         yield out
+
+
+def _backwards(first: torch.Tensor, kind: Kind) -> int:
+    return 1 if kind == "empirical" else first[0].numel()
 
 
 def _prepare(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, kind: Kind
-) -> tuple[torch.Tensor, torch.Tensor, int]:
-    # Inputs and labels ready to be run, and how many backward passes one sample needs.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    # Inputs and labels ready to be run, and what the first of them alone gives.
     if kind not in MEASURES:
         raise UserError(f"There is no Fisher information of kind {kind!r}; choose empirical or true.")
     for name, module in model.named_modules():
@@ -75,19 +83,19 @@ def _prepare(
             )
     images, labels = prepare(model, images, labels)
     with undisturbed(model, parameters=False), torch.no_grad():
-        shape = run(model, images[:1]).shape
+        first = run(model, images[:1])
+    shape = first.shape
     if len(shape) not in {2, 3} or labels.is_floating_point():
         raise UserError(
             f"The Fisher information needs class labels and outputs [n, k] or [n, t, k], not {tuple(shape)}; "
             "wrap the model so that it returns logits."
         )
-    backwards = 1 if kind == "empirical" else shape[1:].numel()
-    if backwards > MOST_BACKWARDS:
+    if _backwards(first, kind) > MOST_BACKWARDS:
         raise UserError(
-            f"The true Fisher information would need {backwards} backward passes (positions x outputs); "
+            f"The true Fisher information would need {_backwards(first, kind)} backward passes (positions x outputs); "
             'use kind="empirical".'
         )
-    return images, labels, backwards
+    return images, labels, first
 
 
 def fisher_diagonal_vmap(
@@ -112,8 +120,8 @@ def fisher_diagonal_vmap(
     Returns:
         Scores of kind "parameter", as `fisher_diagonal` gives them.
     """
-    images, labels, backwards = _prepare(model, images, labels, kind)
-    with undisturbed(model, parameters=True):
+    images, labels, first = _prepare(model, images, labels, kind)
+    with undisturbed(model, parameters=False):
         mine = {n: p.detach() for n, p in model.named_parameters() if names is None or n in names}
 
         def scalar(weights: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor, index: int) -> torch.Tensor:
@@ -139,7 +147,7 @@ def fisher_diagonal_vmap(
         chunk = min(64, max(1, ROOM // max(1, sum(p.numel() for p in mine.values()))))
         way = mapped
         for x, y in zip(images.split(chunk), labels.split(chunk), strict=True):
-            for index in range(backwards):
+            for index in range(_backwards(first, kind)):
                 try:
                     grads = way(mine, x, y, index)
                 except RuntimeError:
@@ -149,6 +157,63 @@ def fisher_diagonal_vmap(
                 for n, g in grads.items():
                     total[n] += g.square().sum(0)
     return Scores({n: (t / len(images)).cpu() for n, t in total.items()}, "parameter", MEASURES[kind], UNITS)
+
+
+def _counting(labels: torch.Tensor) -> torch.Tensor:
+    # Which positions of sequences lie before or at their last one that counts, at least the first.
+    found = (labels != IGNORED).flip(1).cumsum(1).flip(1) > 0
+    found[:, 0] = True
+    return found
+
+
+@torch.no_grad()
+def _looks_ahead(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> bool:
+    # Whether what follows the last position that counts matters, tried on the sequence with most of that.
+    counting = _counting(labels)
+    width, row = (int(found) for found in counting.sum(1).min(0))
+    one, longer = images[row : row + 1, :width], images[row : row + 1].clone()
+    # What a model masks, such as padding, would prove nothing: pieces of the sequences come in its place.
+    pieces = images[counting]
+    drawn = torch.randint(len(pieces), (labels.shape[1] - width,), generator=torch.Generator().manual_seed(0))
+    longer[:, width:] = pieces[drawn.to(pieces.device)]
+    try:
+        cut, whole = run(model, one), run(model, longer)[:, :width]
+    except (RuntimeError, ValueError, IndexError):
+        # A model for sequences of one length.
+        return True
+    return cut.shape != whole.shape or not agree(cut, whole)
+
+
+def _chunks(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, chunk: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    # Sequences whose ends don't matter, such as padding, go without them, those of alike length together.
+    sequences = labels.dim() == 2 and images.shape[:2] == labels.shape
+    if not sequences or _counting(labels).all() or _looks_ahead(model, images, labels):
+        yield from zip(images.split(chunk), labels.split(chunk), strict=True)
+        return
+    lengths = _counting(labels).sum(1)
+    for rows in lengths.argsort(descending=True, stable=True).split(chunk):
+        width = int(lengths[rows[0]])
+        yield images[rows, :width], labels[rows, :width]
+
+
+def _add_chunk(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    kind: Kind,
+    alone: frozenset[str],
+    total: dict[str, torch.Tensor],
+) -> None:
+    # One chunk's squares, added in place. Its graph ends with this call, before the next chunk's is made.
+    if not total:
+        return
+    with recording(model, len(images), alone) as calls:
+        output = run(model, images)
+    for cotangents in _cotangents(output, labels, kind):
+        for name, uses in uses_of(model, calls, output, cotangents, again=kind == "true").items():
+            add_squares(total[name], uses)
 
 
 def fisher_diagonal(
@@ -167,6 +232,9 @@ def fisher_diagonal(
     they are squared. On two samples the rules' gradients are first compared with plain autograd; parameters for
     which they disagree, such as one used without its module, are left to `fisher_diagonal_vmap`.
 
+    Sequences of a model that doesn't look ahead, which is tried on one of them, end with their last position that
+    counts, and those of alike length run together: padding costs nothing.
+
     Args:
         model: Any module that treats samples independently in evaluation mode; left as it was. Outputs: logits [n, k],
             or [n, t, k] for sequences.
@@ -183,24 +251,23 @@ def fisher_diagonal(
     Returns:
         Scores of kind "parameter", at least 0.
     """
-    images, labels, _ = _prepare(model, images, labels, kind)
-    with undisturbed(model, parameters=True):
-        found = plan(model, images)
-        wanted = {n: p for n, p in model.named_parameters() if names is None or n in names}
-        shapes = {name: p.shape for name, p in wanted.items()}
+    images, labels, first = _prepare(model, images, labels, kind)
+    with undisturbed(model, parameters=False):
+        # Only these: what lies below the lowest of them stays out of the graph.
+        wanted = {n: p for n, p in model.named_parameters() if p.is_floating_point() and (names is None or n in names)}
+        for p in wanted.values():
+            p.requires_grad_()
+        found = plan(model, images, first)
+        for name, p in wanted.items():
+            p.requires_grad_(name in found.good)
         total = {name: torch.zeros_like(p, requires_grad=False) for name, p in wanted.items() if name in found.good}
-        for x, y in zip(images.split(chunk), labels.split(chunk), strict=True):
-            with recording(model, len(x), found.alone) as calls:
-                output = run(model, x)
-            for cotangents in _cotangents(output, y, kind):
-                for name, uses in uses_of(model, calls, output, cotangents).items():
-                    if name in total:
-                        total[name] += sum_of_squares(uses, shapes[name])
-    values = {name: (t / len(images)).cpu() for name, t in total.items()}
-    rest = [name for name in shapes if name not in found.good]
+        for x, y in _chunks(model, images, labels, chunk):
+            _add_chunk(model, x, y, kind, found.alone, total)
+    values = {name: t.div_(len(images)).cpu() for name, t in total.items()}
+    rest = [name for name in wanted if name not in found.good]
     if rest:
         values |= fisher_diagonal_vmap(model, images, labels, kind, rest).values
-    return Scores({name: values[name] for name in shapes}, "parameter", MEASURES[kind], UNITS)
+    return Scores({name: values[name] for name in wanted}, "parameter", MEASURES[kind], UNITS)
 
 
 def fisher_ratio(forget: Scores, retain: Scores, damping: float = 0.01) -> Scores:

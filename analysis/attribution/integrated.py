@@ -1,7 +1,8 @@
-"""Integrated gradients (Sundararajan et al., 2017) of pixels and of units, by captum."""
+"""Integrated gradients (Sundararajan et al., 2017) of pixels, by captum, and of units."""
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,12 +15,48 @@ from analysis.scores import Scores
 PASSES = 1024
 
 
-def _path(steps: int) -> None:
+def check_steps(steps: int, usual: int = 64) -> None:
+    """Refuse a path of no steps.
+
+    Args:
+        steps: Asked for.
+        usual: What to advise.
+
+    Raises:
+        UserError: Fewer than one.
+    """
     if steps < 1:
-        raise UserError(f"The path needs at least 1 step, not {steps}; 64 is usual.")
+        raise UserError(f"The path needs at least 1 step, not {steps}; {usual} is usual.")
 
 
-def _start(model: nn.Module, images: torch.Tensor, baseline: torch.Tensor | None) -> torch.Tensor:
+def gauss_legendre(steps: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choose the places on a path where gradients are taken.
+
+    Args:
+        steps: How many.
+        like: Of the type and device that are wanted.
+
+    Returns:
+        Places in (0, 1), and their weights, which sum to 1.
+    """
+    places, weights = (like.new_tensor(one) for one in np.polynomial.legendre.leggauss(steps))
+    return (places + 1) / 2, weights / 2
+
+
+def path_start(model: nn.Module, images: torch.Tensor, baseline: torch.Tensor | None) -> torch.Tensor:
+    """Find where each image's path begins.
+
+    Args:
+        model: Takes the images.
+        images: [n, ...], as `prepare` gives them.
+        baseline: Of a shape that expands to theirs; zeros if not given.
+
+    Returns:
+        [n, ...].
+
+    Raises:
+        UserError: The baseline doesn't fit.
+    """
     if baseline is None:
         return torch.zeros_like(images)
     try:
@@ -59,7 +96,7 @@ def pixel_residuals(
         [n]: sum of an image's attributions - (target at the image - target at the baseline).
     """
     images, labels = prepare(model, images, labels)
-    start = _start(model, images, baseline)
+    start = path_start(model, images, baseline)
     with undisturbed(model, parameters=False):
         gain = _values(model, images, labels, target) - _values(model, start, labels, target)
     return scores.values["input"].flatten(1).sum(1) - gain.cpu()
@@ -96,11 +133,11 @@ def pixel_integrated_gradients(
     """
     from captum.attr import IntegratedGradients
 
-    _path(steps)
+    check_steps(steps)
     if not images.is_floating_point():
         raise UserError("Integers such as token ids have no gradients; attribute the embedding's output by units.")
     images, labels = prepare(model, images, labels)
-    start = _start(model, images, baseline)
+    start = path_start(model, images, baseline)
     with undisturbed(model, parameters=False):
         method = IntegratedGradients(lambda x, y: target(run(model, x), y))
         size = max(1, PASSES // steps)
@@ -113,33 +150,44 @@ def pixel_integrated_gradients(
     return Scores({"input": values}, "input", "input-ig", "target", float(residuals.double().sum()))
 
 
+def _patched(
+    model: nn.Module, layer: str, activation: torch.Tensor, images: torch.Tensor, labels: torch.Tensor, target: Target
+) -> torch.Tensor:
+    # The target with the layer's output as given, for one or several copies of the images.
+    copies = len(activation) // len(images)
+    more = images.repeat(copies, *[1] * (images.dim() - 1))
+    # A copy, because a ReLU that works in place may follow.
+    with replaced(model, layer, lambda _, __: activation.clone()):
+        try:
+            # What lies below the layer doesn't move and runs once for all copies, unless something bypasses the layer.
+            output = run(model, images)
+        except (RuntimeError, ValueError, IndexError, AssertionError):
+            output = run(model, more)
+        if len(output) != len(more):
+            output = run(model, more)
+    return target(output, labels.repeat(copies, *[1] * (labels.dim() - 1)))
+
+
 def _unit_shares(
     model: nn.Module,
     layer: str,
+    ends: tuple[torch.Tensor, torch.Tensor],
     images: torch.Tensor,
-    start: torch.Tensor,
     labels: torch.Tensor,
     target: Target,
     steps: int,
 ) -> tuple[torch.Tensor, float]:
-    # The layer's attributions [units], summed over positions and samples, and their residual, summed over samples.
-    from captum.attr import IntegratedGradients
-
-    def patched(activation: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        # A copy, because a ReLU that works in place may follow.
-        with replaced(model, layer, lambda _, __: activation.clone()):
-            return target(run(model, x), y)
-
-    end, begin = outputs_of(model, [layer], images)[layer][0], outputs_of(model, [layer], start)[layer][0]
-    shares = (
-        IntegratedGradients(patched)
-        .attribute(end, begin, additional_forward_args=(images, labels), n_steps=steps)
-        .detach()
-    )
+    # The layer's attributions [units] and the target with the layer at its baseline, both summed over samples.
+    start, end = ends
+    places, weights = gauss_legendre(steps, end)
+    points = torch.lerp(start, end, places.view(-1, *[1] * end.dim())).flatten(0, 1).requires_grad_()
+    totals = _patched(model, layer, points, images, labels, target)
+    (gradients,) = torch.autograd.grad(totals.sum(), points, allow_unused=True, materialize_grads=True)
+    shares = (end - start) * torch.tensordot(weights, gradients.unflatten(0, (steps, -1)), 1)
     with torch.no_grad():
-        gain = patched(end, images, labels) - patched(begin, images, labels)
-    residual = float(shares.double().sum() - gain.double().sum())
-    return shares.movedim(unit_axis(model.get_submodule(layer)), 0).flatten(1).sum(1), residual
+        least = _patched(model, layer, start, images, labels, target)
+    units = shares.movedim(unit_axis(model.get_submodule(layer)), 0).flatten(1).sum(1)
+    return units, float(least.double().sum())
 
 
 def unit_integrated_gradients(
@@ -165,7 +213,8 @@ def unit_integrated_gradients(
         layers: Names of modules; every one with weights of two or more dimensions if not given.
         baseline_images: Inputs where the paths start, of a shape that expands to that of `images`; zeros if not given.
         target: The per-sample scalar.
-        steps: Gauss-Legendre nodes; each costs a forward and a backward pass for each layer.
+        steps: Gauss-Legendre nodes; each costs a forward and a backward pass for each layer: from the layer on, or of
+            the whole model if something bypasses the layer.
 
     Returns:
         Scores of kind "unit": by layer [units] in the target's units, mean over samples and sum over positions. The
@@ -174,23 +223,25 @@ def unit_integrated_gradients(
     Raises:
         UserError: Fewer than one step, an unknown layer, one that runs several times, or a baseline that doesn't fit.
     """
-    _path(steps)
+    check_steps(steps)
     images, labels = prepare(model, images, labels)
-    start = _start(model, images, baseline_images)
+    start = path_start(model, images, baseline_images)
     size = max(1, PASSES // steps)
     values: dict[str, torch.Tensor] = {}
-    residuals: list[float] = []
     with undisturbed(model, parameters=False):
         chosen = unit_layers(model, images, layers)
         again = [layer for layer, calls in outputs_of(model, chosen, images[:1]).items() if len(calls) > 1]
         if again:
             raise UserError(f"The layer {again[0]!r} runs several times per input; leave it out with `layers`.")
-        for layer in chosen:
-            parts = [
-                _unit_shares(model, layer, x, b, y, target, steps)
-                for x, b, y in zip(images.split(size), start.split(size), labels.split(size), strict=True)
-            ]
-            values[layer] = (torch.stack([part for part, _ in parts]).sum(0) / len(images)).to(parts[0][0].dtype).cpu()
-            residuals.append(sum(residual for _, residual in parts) / len(images))
+        gains = dict.fromkeys(chosen, 0.0)
+        for x, b, y in zip(images.split(size), start.split(size), labels.split(size), strict=True):
+            first, last = outputs_of(model, chosen, b), outputs_of(model, chosen, x)
+            whole = float(_values(model, x, y, target).double().sum())
+            for layer in chosen:
+                found, least = _unit_shares(model, layer, (first[layer][0], last[layer][0]), x, y, target, steps)
+                values[layer] = values.get(layer, 0) + found / len(images)
+                gains[layer] += (whole - least) / len(images)
+    residuals = [float(values[layer].double().sum()) - gain for layer, gain in gains.items()]
+    values = {layer: value.cpu() for layer, value in values.items()}
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     return Scores(values, "unit", "unit-ig", "target", max(residuals, key=abs), shapes)

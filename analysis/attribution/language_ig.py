@@ -9,11 +9,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 
 from analysis.attribution.anatomy import Anatomy, anatomy
+from analysis.attribution.integrated import check_steps, gauss_legendre
 from analysis.attribution.running import place, prepare, undisturbed
 from analysis.attribution.targets import IGNORED
 from analysis.errors import UserError
@@ -25,17 +25,25 @@ TOKENS = 1024
 """Tokens per pass: so many copies of sequences as fit run at once. Bounds memory; doesn't change results."""
 
 
-def _nodes(steps: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    # Gauss-Legendre places in (0, 1) and their weights, which sum to 1.
-    places, weights = (like.new_tensor(one) for one in np.polynomial.legendre.leggauss(steps))
-    return (places + 1) / 2, weights / 2
-
-
-def _ready(
-    model: nn.Module, ids: torch.Tensor, labels: torch.Tensor, steps: int
+def ready(
+    model: nn.Module, ids: torch.Tensor, labels: torch.Tensor, steps: int, usual: int = 8
 ) -> tuple[Anatomy, torch.Tensor, torch.Tensor]:
-    if steps < 1:
-        raise UserError(f"The path needs at least 1 step, not {steps}; 8 is usual.")
+    """Check what an attribution along a path is asked about.
+
+    Args:
+        model: A Hugging Face causal language model.
+        ids: int64 [n, t].
+        labels: int64 [n, t].
+        steps: On the path.
+        usual: Steps to advise.
+
+    Returns:
+        Where the model's parts are, and ids and labels on its device.
+
+    Raises:
+        UserError: No step, or no token asked for.
+    """
+    check_steps(steps, usual)
     parts = anatomy(model)
     ids, labels = prepare(model, ids, labels)
     if not (labels != IGNORED).any():
@@ -43,21 +51,38 @@ def _ready(
     return parts, ids, labels
 
 
-def _batches(labels: torch.Tensor, steps: int) -> Iterator[tuple[torch.Tensor, int]]:
-    # Rows of alike length, and how many tokens it takes to reach their last asked position.
+def batches(labels: torch.Tensor, copies: int) -> Iterator[tuple[torch.Tensor, int]]:
+    """Group sequences of alike length, so many as fit into a pass.
+
+    Args:
+        labels: int64 [n, t].
+        copies: Of each sequence in a pass.
+
+    Yields:
+        Rows, and how many tokens it takes to reach their last asked position.
+    """
     position = torch.arange(1, labels.shape[1] + 1, device=labels.device)
     lengths = ((labels != IGNORED) * position).amax(1).clamp_min(1)
     order = lengths.argsort(descending=True, stable=True)
     start = 0
     while start < len(order):
         width = int(lengths[order[start]])
-        rows = order[start : start + max(1, TOKENS // (width * steps))]
+        rows = order[start : start + max(1, TOKENS // (width * copies))]
         yield rows, width
         start += len(rows)
 
 
-def _asked(model: nn.Module, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    # Sum of log p of each sequence's asked tokens [copies, n], from normed states [copies * n, t, width].
+def asked_of(model: nn.Module, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Sum log p of each sequence's asked tokens; logits are computed at these positions only.
+
+    Args:
+        model: A Hugging Face causal language model; only its head runs.
+        hidden: Normed states [copies * n, t, width].
+        labels: int64 [n, t].
+
+    Returns:
+        [copies, n], in nats; differentiable.
+    """
     states = hidden.unflatten(0, (-1, len(labels)))
     rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
     logits = model.get_output_embeddings()(states[:, rows, columns])  # type: ignore[operator]
@@ -113,11 +138,19 @@ def _resumed(
             hidden = output if isinstance(output, torch.Tensor) else output[0]
     finally:
         handle.remove()
-    return _asked(model, model.get_submodule(parts.final_norm)(hidden), labels)
+    return asked_of(model, model.get_submodule(parts.final_norm)(hidden), labels)
 
 
-def _held(start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-    # The baseline, with the first position as it is.
+def first_held(start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+    """Leave a sequence's first position, which holds the attention sink, where it is.
+
+    Args:
+        start: Where a path begins, [n, t, ...].
+        end: Where it ends, of the same shape.
+
+    Returns:
+        The beginning, with the first position of the end.
+    """
     start = start.clone()
     start[:, 0] = end[:, 0]
     return start
@@ -134,14 +167,14 @@ def _layer_shares(
 ) -> tuple[torch.Tensor, float]:
     # One layer's attributions [neurons], summed over positions and rows, and their residual, summed over rows.
     end = run.neurons[layer]
-    start = _held(start.expand_as(end), end)
-    places, weights = _nodes(steps, end)
+    start = first_held(start.expand_as(end), end)
+    places, weights = gauss_legendre(steps, end)
     points = torch.lerp(start, end, places.view(-1, 1, 1, 1)).flatten(0, 1).requires_grad_()
     (gradients,) = torch.autograd.grad(_resumed(model, parts, run, layer, points, labels).sum(), points)
     mean = torch.einsum("k,kntu->ntu", weights, gradients.unflatten(0, (steps, -1)))
     shares = ((end - start) * mean).sum((0, 1))
     with torch.no_grad():
-        gain = _asked(model, run.leaving, labels) - _resumed(model, parts, run, layer, start, labels)
+        gain = asked_of(model, run.leaving, labels) - _resumed(model, parts, run, layer, start, labels)
     return shares, float(shares.double().sum() - gain.double().sum())
 
 
@@ -149,7 +182,7 @@ def _means(model: nn.Module, parts: Anatomy, ids: torch.Tensor, labels: torch.Te
     # Each layer's neurons [neurons], averaged over the sequences' tokens up to the last asked position.
     sums: list[torch.Tensor] = []
     count = 0
-    for rows, width in _batches(labels, 1):
+    for rows, width in batches(labels, 1):
         asked = (labels[rows, :width] != IGNORED).flip(1).cumsum(1).flip(1) > 0
         found = [values[asked].sum(0) for values in _record(model, parts, ids[rows, :width]).neurons]
         sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
@@ -173,11 +206,11 @@ def neuron_residuals(
         By the down projection's name, in nats and averaged over sequences: sum of the layer's attributions - (target
         as it is - target with the layer's neurons at the baseline).
     """
-    parts, ids, labels = _ready(model, ids, labels, 1)
+    parts, ids, labels = ready(model, ids, labels, 1)
     gains = dict.fromkeys(scores.values, 0.0)
     with undisturbed(model, parameters=False), torch.no_grad():
         means = _means(model, parts, ids, labels) if baseline == "mean" else None
-        for rows, width in _batches(labels, 1):
+        for rows, width in batches(labels, 1):
             asked = labels[rows, :width]
             run = _record(model, parts, ids[rows, :width])
             for name in gains:
@@ -185,8 +218,8 @@ def neuron_residuals(
                 start = torch.zeros_like(run.neurons[layer])
                 if means is not None:
                     start += means[layer]
-                start = _held(start, run.neurons[layer])
-                gain = _asked(model, run.leaving, asked) - _resumed(model, parts, run, layer, start, asked)
+                start = first_held(start, run.neurons[layer])
+                gain = asked_of(model, run.leaving, asked) - _resumed(model, parts, run, layer, start, asked)
                 gains[name] += float(gain.double().sum()) / len(ids)
     return {name: float(scores.values[name].double().sum()) - gain for name, gain in gains.items()}
 
@@ -230,7 +263,7 @@ def neuron_integrated_gradients(
     """
     if baseline not in {"zero", "mean"}:
         raise UserError(f"There is no baseline {baseline!r}; choose zero or mean.")
-    parts, ids, labels = _ready(model, ids, labels, steps)
+    parts, ids, labels = ready(model, ids, labels, steps)
     unknown = [name for name in layers or () if name not in parts.down]
     if unknown:
         raise UserError(f"The model has no down projection {unknown[0]!r}; name one such as {parts.down[0]!r}.")
@@ -239,7 +272,7 @@ def neuron_integrated_gradients(
     residuals = dict.fromkeys(chosen, 0.0)
     with undisturbed(model, parameters=False):
         means = _means(model, parts, ids, labels) if baseline == "mean" else None
-        for rows, width in _batches(labels, steps):
+        for rows, width in batches(labels, steps):
             asked = labels[rows, :width]
             run = _record(model, parts, ids[rows, :width])
             for layer in chosen:
@@ -277,7 +310,7 @@ def token_integrated_gradients(
     Raises:
         UserError: Fewer than one step, labels or a baseline that don't fit, or no token asked for.
     """
-    parts, ids, labels = _ready(model, ids, labels, steps)
+    parts, ids, labels = ready(model, ids, labels, steps)
     if baseline_ids is not None and baseline_ids.shape != ids.shape:
         raise UserError(
             f"Baseline ids of shape {tuple(baseline_ids.shape)} don't fit ids of shape {tuple(ids.shape)}; "
@@ -288,16 +321,16 @@ def token_integrated_gradients(
 
     def target(points: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
         hidden = model.base_model(inputs_embeds=points, use_cache=False).last_hidden_state  # type: ignore[operator]
-        return _asked(model, hidden, asked)
+        return asked_of(model, hidden, asked)
 
     residuals: list[float] = []
     with undisturbed(model, parameters=False):
         mean = embedding.weight.mean(0)  # type: ignore[operator]
         values = mean.new_zeros(ids.shape)
-        for rows, width in _batches(labels, steps):
+        for rows, width in batches(labels, steps):
             asked, end = labels[rows, :width], embedding(ids[rows, :width])
             start = mean.expand_as(end) if others is None else embedding(others[rows, :width])
-            places, weights = _nodes(steps, end)
+            places, weights = gauss_legendre(steps, end)
             points = torch.lerp(start, end, places.view(-1, 1, 1, 1)).flatten(0, 1).requires_grad_()
             (gradients,) = torch.autograd.grad(target(points, asked).sum(), points)
             path = torch.einsum("k,ntkw->ntw", weights, gradients.unflatten(0, (steps, -1)).movedim(0, 2))

@@ -14,6 +14,14 @@ from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
 BUDGET = 2**22
+"""Numbers in the per-sample gradients that are held at once, where a layer's rule gives them whole."""
+
+CACHE = 2**17
+"""Numbers in a block of one gradient matrix: few enough to be squared before they leave a core's cache."""
+
+Factors = tuple[torch.Tensor, torch.Tensor]
+"""A matrix's gradients as products: left [d, n, t, rows] and right [d, n, t, columns], summed over positions t. A side
+that is the same for all d scalars has 1 in the place of d."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +41,31 @@ class Use:
     g: torch.Tensor
 
 
-def _linear(module: nn.Linear, own: str, a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-    d, n, out = *g.shape[:2], g.shape[-1]
-    g = g.reshape(d, n, -1, out)
-    if own == "bias":
-        return g.sum(2)
-    a = a.reshape(n, -1, a.shape[-1])
-    return (g.permute(1, 0, 3, 2).reshape(n, d * out, -1) @ a).view(n, d, out, -1).transpose(0, 1)
+def _is_matrix(module: nn.Module) -> bool:
+    # GPT-2's Conv1D is one too, its weight the other way round; known by name, to do without importing transformers.
+    kind = type(module)
+    return kind is nn.Linear or (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
+
+
+def _factors(use: Use) -> Factors | None:
+    # None unless the parameter is a matrix that inputs are multiplied by.
+    if use.own != "weight" or not _is_matrix(use.module):
+        return None
+    a = use.a.reshape(1, len(use.a), -1, use.a.shape[-1])
+    g = use.g.reshape(*use.g.shape[:2], -1, use.g.shape[-1])
+    return (g, a) if type(use.module) is nn.Linear else (a, g)
+
+
+def _lookups(use: Use) -> Factors | None:
+    # Of an embedding: the ids [n, t], and the gradients of the rows that they stand for [d, n, t, width].
+    module = use.module
+    if use.own != "weight" or type(module) is not nn.Embedding:
+        return None
+    ids = use.a.reshape(len(use.a), -1)
+    g = use.g.reshape(*use.g.shape[:2], -1, use.g.shape[-1])
+    if module.padding_idx is not None:
+        g = g.masked_fill((ids == module.padding_idx).unsqueeze(-1), 0.0)
+    return ids, g
 
 
 def _conv2d(module: nn.Conv2d, own: str, a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
@@ -72,12 +98,8 @@ def _layer_norm(module: nn.LayerNorm, own: str, a: torch.Tensor, g: torch.Tensor
     return g.reshape(*g.shape[:2], -1, *module.normalized_shape).sum(2)
 
 
-def _embedding(module: nn.Embedding, own: str, a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-    d, n, width = *g.shape[:2], g.shape[-1]
-    ids, g = a.reshape(n, -1), g.reshape(d, n, -1, width)
-    if module.padding_idx is not None:
-        g = g.masked_fill((ids == module.padding_idx).unsqueeze(-1), 0.0)
-    rows = module.num_embeddings
+def _embedding(module: nn.Embedding, ids: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    d, n, rows, width = *g.shape[:2], module.num_embeddings, g.shape[-1]
     place = ids + rows * torch.arange(n, device=ids.device).unsqueeze(1)
     total = g.new_zeros(d, n * rows, width).index_add_(1, place.flatten(), g.flatten(1, 2))
     return total.view(d, n, rows, width)
@@ -97,8 +119,8 @@ def _any(module: nn.Module, own: str, a: torch.Tensor, g: torch.Tensor) -> torch
 def gradient(use: Use) -> torch.Tensor:
     """Compute a parameter's per-sample gradients through one call.
 
-    Linear, Conv2d, BatchNorm (evaluation mode), LayerNorm and Embedding have closed forms. Other modules, subclasses
-    among them, are differentiated by `vmap`, each by itself and without the rest of the model.
+    Linear (and GPT-2's Conv1D), Conv2d, BatchNorm (evaluation mode), LayerNorm and Embedding have closed forms. Other
+    modules, subclasses among them, are differentiated by `vmap`, each by itself and without the rest of the model.
 
     Args:
         use: The call.
@@ -108,62 +130,115 @@ def gradient(use: Use) -> torch.Tensor:
     """
     module, own, a, g = use.module, use.own, use.a, use.g
     kind = type(module)
+    if (factors := _factors(use)) is not None:
+        left, right = factors
+        return left.transpose(2, 3) @ right
+    if (lookups := _lookups(use)) is not None:
+        return _embedding(module, *lookups)  # type: ignore[arg-type]  # the exact type was checked, here and below
     if own in {"weight", "bias"}:
-        if kind is nn.Linear:
-            return _linear(module, own, a, g)  # type: ignore[arg-type]  # the exact type was checked, here and below
+        if _is_matrix(module):
+            return g.reshape(*g.shape[:2], -1, g.shape[-1]).sum(2)
         if kind is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
             return _conv2d(module, own, a, g)  # type: ignore[arg-type]
         if kind in {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d} and module.running_mean is not None:
             return _batch_norm(module, own, a, g)  # type: ignore[arg-type]
         if kind is nn.LayerNorm:
             return _layer_norm(module, own, a, g)  # type: ignore[arg-type]
-        if kind is nn.Embedding:
-            return _embedding(module, own, a, g)  # type: ignore[arg-type]
     return _any(module, own, a, g)
 
 
-def _sparse_squares(module: nn.Embedding, a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-    # Only rows that a sample uses are held, not a whole table per sample.
-    n, rows, width = len(a), module.num_embeddings, g.shape[-1]
-    ids = a.reshape(n, -1)
-    g = g.reshape(len(g), -1, width)
-    if module.padding_idx is not None:
-        g = g.masked_fill((ids.flatten() == module.padding_idx).unsqueeze(-1), 0.0)
-    keys = (ids + rows * torch.arange(n, device=ids.device).unsqueeze(1)).flatten()
-    unique, position = keys.unique(return_inverse=True)
-    sums = g.new_zeros(len(g), len(unique), width).index_add_(1, position, g)
-    return g.new_zeros(rows, width).index_add_(0, unique % rows, sums.square().sum(0))
+def _joined(pairs: Sequence[Factors]) -> Factors:
+    # Several calls as one that has the positions of all.
+    if len(pairs) == 1:
+        return pairs[0]
+    d = max(len(side) for pair in pairs for side in pair)
+    left, right = (torch.cat([one.expand(d, -1, -1, -1) for one in side], 2) for side in zip(*pairs, strict=True))
+    return left, right
 
 
-def sum_of_squares(uses: Sequence[Use], shape: torch.Size) -> torch.Tensor:
+def _live(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    # Which positions add anything, [d, n, t].
+    one, other = ((side.amax(3) != 0) | (side.amin(3) != 0) for side in (left, right))
+    return one & other
+
+
+def _span(live: torch.Tensor) -> slice:
+    # From the first to the last position that adds anything, so that padding behind the last label costs nothing.
+    at = live.view(-1, live.shape[-1]).any(0).nonzero()
+    return slice(int(at[0]), int(at[-1]) + 1) if len(at) else slice(0)
+
+
+def _add_products(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    if left.shape[2] == 1 and 1 in {len(left), len(right)}:
+        # The square of a product is the product of squares.
+        one, other = (side[:, :, 0].square() for side in (left, right))
+        one, other = (side.sum(0) if len(side) > 1 else side[0] for side in (one, other))
+        total.addmm_(one.T, other)
+        return
+    live, samples = _live(left, right), max(1, CACHE // total.numel())
+    left, right = (side.expand(len(live), -1, -1, -1) for side in (left, right))
+    parts = []
+    for scalar in range(len(live)):
+        for some in (slice(start, start + samples) for start in range(0, left.shape[1], samples)):
+            at = _span(live[scalar, some])
+            parts.append((left[scalar, some, at].transpose(1, 2), right[scalar, some, at]))
+    if samples > 1:
+        for one, other in parts:
+            total += torch.bmm(one, other).square_().sum(0)
+        return
+    # Sample by sample within a block of rows, so that neither the block nor one sample's gradient leaves the cache.
+    rows = max(1, CACHE // total.shape[1])
+    large = [(one[0].split(rows), other[0]) for one, other in parts]
+    room = total.new_empty(min(rows, len(total)), total.shape[1])
+    for i, block in enumerate(total.split(rows)):
+        found = room[: len(block)]
+        for blocks, other in large:
+            torch.mm(blocks[i], other, out=found)
+            block.addcmul_(found, found)
+
+
+def _add_rows(
+    total: torch.Tensor, ids: torch.Tensor, g: torch.Tensor, left: torch.Tensor | None, right: torch.Tensor | None
+) -> None:
+    # Only the rows that a sample looks up are held. Where the table is a matrix of products too, these rows' share in
+    # them is added before squaring and taken out of `left`, in place.
+    for sample, mine in enumerate(ids):
+        rows, position = mine.unique(return_inverse=True)
+        sums = g.new_zeros(len(g), len(rows), g.shape[-1]).index_add_(1, position, g[:, sample])
+        if left is not None and right is not None:
+            sums += left[:, sample][..., rows].transpose(1, 2) @ right[:, sample]
+            left[:, sample][..., rows] = 0
+        total.index_add_(0, rows, sums.square().sum(0))
+
+
+def add_squares(total: torch.Tensor, uses: Sequence[Use]) -> None:
     """Square a parameter's per-sample gradients and sum over samples and scalars.
 
     Contributions of several calls to one sample's gradient (tied weights, a module run twice) are summed before
-    they are squared.
+    they are squared. Gradients of matrices are never held whole, not even one sample's.
 
     Args:
+        total: Of the parameter's shape; changed in place.
         uses: All calls that the parameter has a part in, of the same n samples and d scalars; at least one.
-        shape: The parameter's shape.
-
-    Returns:
-        A tensor of the parameter's shape.
     """
-    first = uses[0]
-    if len(uses) == 1 and type(first.module) is nn.Linear and first.a.dim() == 2:
-        if first.own == "weight":
-            return first.g.square().sum(0).T @ first.a.square()
-        if first.own == "bias":
-            return first.g.square().sum((0, 1))
-    if len(uses) == 1 and type(first.module) is nn.Embedding:
-        return _sparse_squares(first.module, first.a, first.g)
-    total = first.g.new_zeros(shape)
-    room = max(max(len(u.g) * shape.numel(), u.a[:1].numel(), u.g[:, :1].numel()) for u in uses)
+    pairs = [pair for use in uses if (pair := _factors(use)) is not None]
+    lookups = [pair for use in uses if (pair := _lookups(use)) is not None]
+    if len(pairs) + len(lookups) == len(uses):
+        left, right = _joined(pairs) if pairs else (None, None)
+        if lookups:
+            ids, g = torch.cat([i for i, _ in lookups], 1), torch.cat([g for _, g in lookups], 2)
+            if left is not None and right is not None:
+                at = _span(_live(left, right))
+                left, right = left[:, :, at].expand(len(g), -1, -1, -1).clone(), right[:, :, at]
+            _add_rows(total, ids, g, left, right)
+        if left is not None and right is not None:
+            _add_products(total, left, right)
+        return
+    room = max(max(len(u.g) * total.numel(), u.a[:1].numel(), u.g[:, :1].numel()) for u in uses)
     step = max(1, BUDGET // max(1, room))
-    for start in range(0, len(first.a), step):
+    for start in range(0, len(uses[0].a), step):
         rows = slice(start, start + step)
-        parts = [gradient(Use(u.module, u.own, u.a[rows], u.g[:, rows])) for u in uses]
-        whole = parts[0]
-        for part in parts[1:]:
+        whole, *more = (gradient(Use(u.module, u.own, u.a[rows], u.g[:, rows])) for u in uses)
+        for part in more:
             whole = whole + part
         total += whole.square().sum((0, 1))
-    return total

@@ -43,13 +43,13 @@ class Plan:
 
 @contextmanager
 def recording(model: nn.Module, n: int, alone: frozenset[str]) -> Iterator[list[Call]]:
-    """Record the calls of all modules with parameters while the model runs once.
+    """Record the calls of all modules with parameters of their own that require gradients, while the model runs once.
 
     What modules without a row per sample put out is repeated n times, so that the gradient of a learned table of
     positions, say, doesn't come back summed over samples.
 
     Args:
-        model: Any module, whose parameters require gradients.
+        model: Any module, of whose parameters those that are asked about require gradients.
         n: Number of samples it is going to be run on.
         alone: See `Plan`.
 
@@ -75,7 +75,9 @@ def recording(model: nn.Module, n: int, alone: frozenset[str]) -> Iterator[list[
 
         return hook
 
-    owners = [(name, m) for name, m in model.named_modules() if next(m.parameters(recurse=False), None) is not None]
+    owners = [
+        (name, m) for name, m in model.named_modules() if any(p.requires_grad for p in m.parameters(recurse=False))
+    ]
     handles = [m.register_forward_hook(note(name), with_kwargs=True) for name, m in owners]
     try:
         yield calls
@@ -85,59 +87,94 @@ def recording(model: nn.Module, n: int, alone: frozenset[str]) -> Iterator[list[
 
 
 def uses_of(
-    model: nn.Module, calls: Sequence[Call], output: torch.Tensor, cotangents: torch.Tensor
+    model: nn.Module, calls: Sequence[Call], output: torch.Tensor, cotangents: torch.Tensor, again: bool = True
 ) -> dict[str, list[Use]]:
     """Go back from the output once for each of d per-sample scalars.
 
     Args:
         model: The module that ran.
         calls: What was recorded.
-        output: What it put out; its graph is kept.
+        output: What it put out.
         cotangents: [d, *output's shape]: gradients of the scalars with respect to the output.
+        again: Whether its graph is kept.
 
     Returns:
-        By parameter name (as in `named_parameters`, so that tied ones share a name) all calls it has a part in.
+        By the name of each parameter that requires gradients (as in `named_parameters`, so that tied ones share a name)
+        all calls it has a part in.
     """
     if not calls:
         return {}
-    edges = [call.edge for call in calls]
-    backs = [torch.autograd.grad(output, edges, c, retain_graph=True, allow_unused=True) for c in cotangents]
+    edges, last = [call.edge for call in calls], len(cotangents) - 1
+    backs = [
+        torch.autograd.grad(output, edges, c, retain_graph=again or i < last, allow_unused=True)
+        for i, c in enumerate(cotangents)
+    ]
+    return _by_parameter(model, calls, backs)
+
+
+def _by_parameter(
+    model: nn.Module, calls: Sequence[Call], backs: Sequence[Sequence[torch.Tensor | None]]
+) -> dict[str, list[Use]]:
     names = {id(p): name for name, p in model.named_parameters()}
     uses: dict[str, list[Use]] = {}
-    for call, gs in zip(calls, zip(*backs, strict=True), strict=True):
-        if any(g is None for g in gs):
+    for call, found in zip(calls, zip(*backs, strict=True), strict=True):
+        gs = [g for g in found if g is not None]
+        if len(gs) < len(found):
             continue
-        g = torch.stack(gs)
+        g = torch.stack(gs) if len(gs) > 1 else gs[0].unsqueeze(0)
         for own, p in call.module.named_parameters(recurse=False):
-            uses.setdefault(names[id(p)], []).append(Use(call.module, own, call.a, g))
+            if p.requires_grad:
+                uses.setdefault(names[id(p)], []).append(Use(call.module, own, call.a, g))
     return uses
+
+
+def agree(found: torch.Tensor, right: torch.Tensor) -> bool:
+    """Tell whether two ways to one quantity gave the same up to rounding.
+
+    Args:
+        found: One result.
+        right: The other, of the same shape.
+
+    Returns:
+        Whether they differ by at most half the digits of the largest value.
+    """
+
+    def largest(values: torch.Tensor) -> torch.Tensor:
+        # Several times as fast as an infinity norm. NaN if there is one.
+        return torch.maximum(values.amax(), -values.amin())
+
+    return bool(largest(found - right) <= torch.finfo(right.dtype).eps ** 0.5 * largest(right))
 
 
 def _matches(uses: Sequence[Use], i: int, n: int, right: torch.Tensor) -> bool:
     if not uses or any(len(use.a) != n or use.g.shape[1] != n for use in uses):
         return False
-    one = slice(i, i + 1)
-    mine = torch.stack([gradient(Use(u.module, u.own, u.a[one], u.g[:, one]))[0, 0] for u in uses]).sum(0)
-    right = right.to_dense() if right.is_sparse else right
-    return bool((mine - right).abs().max() <= torch.finfo(right.dtype).eps ** 0.5 * right.abs().max())
+    one, others = slice(i, i + 1), [other for other in range(n) if other != i]
+    if any(use.g[:, others].any() for use in uses):
+        return False
+    mine, *more = (gradient(Use(u.module, u.own, u.a[one], u.g[:, one]))[0, 0] for u in uses)
+    for part in more:
+        mine = mine + part
+    return agree(mine, right.to_dense() if right.is_sparse else right)
 
 
-def _agreeing(model: nn.Module, images: torch.Tensor, alone: frozenset[str]) -> frozenset[str]:
-    # The yardstick is plain autograd on each sample alone, of a random combination of the outputs.
+def _agreeing(model: nn.Module, images: torch.Tensor, first: torch.Tensor, alone: frozenset[str]) -> frozenset[str]:
+    # The yardstick is plain autograd for each sample, of a random combination of its outputs.
     n = len(images)
     with recording(model, n, alone) as calls:
         output = run(model, images)
-    if len(output) != n:
+    if len(output) != n or not agree(output[:1].detach(), first):
         return frozenset()
     generator = torch.Generator().manual_seed(0)
-    direction = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
-    uses = uses_of(model, calls, output, direction.unsqueeze(0))
-    named = dict(model.named_parameters())
+    direction = torch.randn(output.shape, generator=generator).to(output)
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    edges = [*(call.edge for call in calls), *(get_gradient_edge(p) for p in named.values())]
     good = set(named)
     for i in range(n):
-        scalar = (run(model, images[i : i + 1]) * direction[i : i + 1]).sum()
-        truth = torch.autograd.grad(scalar, list(named.values()), allow_unused=True)
-        for name, right in zip(named, truth, strict=True):
+        scalar = (output[i] * direction[i]).sum()
+        found = torch.autograd.grad(scalar, edges, retain_graph=i < n - 1, allow_unused=True)
+        uses = _by_parameter(model, calls, [found[: len(calls)]])
+        for name, right in zip(named, found[len(calls) :], strict=True):
             if name in good and right is not None and not _matches(uses.get(name, []), i, n, right):
                 good.discard(name)
     return frozenset(good)
@@ -163,15 +200,16 @@ def _without_rows(model: nn.Module, images: torch.Tensor) -> frozenset[str]:
     return frozenset(odd)
 
 
-def plan(model: nn.Module, images: torch.Tensor) -> Plan:
+def plan(model: nn.Module, images: torch.Tensor, first: torch.Tensor) -> Plan:
     """Find out on two samples for which parameters layer-wise per-sample gradients are right.
 
     Comparing with plain autograd catches whatever the layers' rules can't see: a weight that is used without its
     module, samples that aren't the first dimension or that depend on each other, hooks of the user's.
 
     Args:
-        model: Any module, in evaluation mode, whose parameters require gradients.
+        model: Any module, in evaluation mode, of whose parameters those that are asked about require gradients.
         images: Inputs [n, ...], n of at least 1; the first and the last are used.
+        first: What the model puts out for the first alone.
 
     Returns:
         The plan. Parameters that the output doesn't depend on are good: their gradient is zero.
@@ -180,12 +218,12 @@ def plan(model: nn.Module, images: torch.Tensor) -> Plan:
 
     def attempt(alone: frozenset[str]) -> Plan:
         try:
-            return Plan(_agreeing(model, two, alone), alone)
+            return Plan(_agreeing(model, two, first, alone), alone)
         except (RuntimeError, ValueError, NotImplementedError):
             # A module that can't be mapped over samples, or repeated for them.
             return Plan(frozenset())
 
-    plans = [attempt(frozenset())]
-    if alone := _without_rows(model, two):
-        plans.append(attempt(alone))
-    return max(plans, key=lambda one: len(one.good))
+    plain = attempt(frozenset())
+    if len(plain.good) == sum(p.requires_grad for p in model.parameters()) or not (alone := _without_rows(model, two)):
+        return plain
+    return max(plain, attempt(alone), key=lambda one: len(one.good))

@@ -4,6 +4,7 @@ from torch import nn
 from torch.nn import functional
 
 from analysis import training
+from analysis.errors import UserError
 from analysis.subjects.classes import Recipe, Split
 from analysis.subjects.networks import cnn, mlp
 from analysis.training import Stack, accuracy, epochs, fit, logits_of, seeded
@@ -286,3 +287,8 @@ def test_accuracy_counts_hits():
     identity = nn.Identity()
     logits = torch.eye(4)
     assert accuracy(identity, Split(logits, torch.tensor([0, 1, 2, 0]))) == 0.75
+
+
+def test_nothing_to_learn_is_said():
+    with pytest.raises(UserError, match="no images to train on"):
+        fit(small_mlp, data().take(torch.tensor([], dtype=torch.long)), Recipe(), [0])

@@ -136,6 +136,36 @@ def test_units_agree_with_captums_layer_method(layer):
     torch.testing.assert_close(scores.values[layer], values.sum((2, 3)).mean(0), rtol=1e-5, atol=1e-7)
 
 
+class Picked(nn.Module):
+    """Picks rows by the number of inputs: with more copies behind a layer it would quietly drop them."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.stem(x))[torch.arange(len(x))])
+
+
+def test_what_lies_below_a_layer_runs_once_for_all_steps():
+    torch.manual_seed(0)
+    x, y = torch.randn(4, 4, dtype=torch.float64), torch.tensor([0, 2, 1, 1])
+    plain = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    picked = Picked().double()
+    picked.stem.load_state_dict(plain[0].state_dict())
+    picked.head.load_state_dict(plain[2].state_dict())
+    rows = {}
+    for name, model, first in (("plain", plain, plain[0]), ("picked", picked, picked.stem)):
+        seen = []
+        first.register_forward_hook(lambda _, __, out, seen=seen: seen.append(len(out)))
+        rows[name] = [dict(unit_integrated_gradients(model, x, y, steps=steps).values) for steps in (50, 51)]
+        rows[name].append(max(seen))
+    assert rows["plain"][2] == 4
+    assert rows["picked"][2] == 51 * 4
+    for mine, other in zip(rows["plain"][:2], rows["picked"][:2], strict=True):
+        torch.testing.assert_close(list(mine.values()), list(other.values()))
+
+
 def test_captums_delta_misleads_on_a_net_with_a_skip_connection():
     from captum.attr import LayerIntegratedGradients
 
