@@ -17,7 +17,7 @@ def main() -> None:
     """Run what the command line names."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", default=BENCHMARKS, help=f"any of {', '.join(BENCHMARKS)}; all by default")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of both sides")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of both sides")
     chosen = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(chosen.threads)
 
