@@ -98,13 +98,6 @@ def _layer_norm(module: nn.LayerNorm, own: str, a: torch.Tensor, g: torch.Tensor
     return g.reshape(*g.shape[:2], -1, *module.normalized_shape).sum(2)
 
 
-def _embedding(module: nn.Embedding, ids: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-    d, n, rows, width = *g.shape[:2], module.num_embeddings, g.shape[-1]
-    place = ids + rows * torch.arange(n, device=ids.device).unsqueeze(1)
-    total = g.new_zeros(d, n * rows, width).index_add_(1, place.flatten(), g.flatten(1, 2))
-    return total.view(d, n, rows, width)
-
-
 def _any(module: nn.Module, own: str, a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     # The module is differentiated anew for each sample, by itself.
     parameter = dict(module.named_parameters(recurse=False))[own].detach()
@@ -116,30 +109,15 @@ def _any(module: nn.Module, own: str, a: torch.Tensor, g: torch.Tensor) -> torch
     return vmap(one, in_dims=(0, 1), out_dims=1)(a.detach(), g)
 
 
-def gradient(use: Use) -> torch.Tensor:
-    """Compute a parameter's per-sample gradients through one call.
-
-    Linear (and GPT-2's Conv1D), Conv2d, BatchNorm (evaluation mode), LayerNorm and Embedding have closed forms. Other
-    modules, subclasses among them, are differentiated by `vmap`, each by itself and without the rest of the model.
-
-    Args:
-        use: The call.
-
-    Returns:
-        [d, n, *parameter's shape].
-    """
+def _rule(use: Use) -> torch.Tensor:
+    # [d, n, *parameter's shape] of what is neither multiplied by nor looked up.
     module, own, a, g = use.module, use.own, use.a, use.g
     kind = type(module)
-    if (factors := _factors(use)) is not None:
-        left, right = factors
-        return left.transpose(2, 3) @ right
-    if (lookups := _lookups(use)) is not None:
-        return _embedding(module, *lookups)  # type: ignore[arg-type]  # the exact type was checked, here and below
     if own in {"weight", "bias"}:
         if _is_matrix(module):
             return g.reshape(*g.shape[:2], -1, g.shape[-1]).sum(2)
         if kind is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
-            return _conv2d(module, own, a, g)  # type: ignore[arg-type]
+            return _conv2d(module, own, a, g)  # type: ignore[arg-type]  # the exact type was checked, here and below
         if kind in {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d} and module.running_mean is not None:
             return _batch_norm(module, own, a, g)  # type: ignore[arg-type]
         if kind is nn.LayerNorm:
@@ -154,6 +132,38 @@ def _joined(pairs: Sequence[Factors]) -> Factors:
     d = max(len(side) for pair in pairs for side in pair)
     left, right = (torch.cat([one.expand(d, -1, -1, -1) for one in side], 2) for side in zip(*pairs, strict=True))
     return left, right
+
+
+def gradient(uses: Sequence[Use], shape: torch.Size) -> torch.Tensor:
+    """Compute a parameter's per-sample gradients, summed over its calls.
+
+    Linear (and GPT-2's Conv1D), Conv2d, BatchNorm (evaluation mode), LayerNorm and Embedding have closed forms. Other
+    modules, subclasses among them, are differentiated by `vmap`, each by itself and without the rest of the model.
+
+    Args:
+        uses: The calls, of the same n samples and d scalars; at least one.
+        shape: The parameter's.
+
+    Returns:
+        [d, n, *shape].
+    """
+    d, n = uses[0].g.shape[:2]
+    pairs = [pair for use in uses if (pair := _factors(use)) is not None]
+    lookups = [pair for use in uses if (pair := _lookups(use)) is not None]
+    parts = [_rule(use) for use in uses if _factors(use) is None and _lookups(use) is None]
+    if pairs:
+        left, right = _joined(pairs)
+        parts.append(left.transpose(2, 3) @ right)
+    if lookups and not pairs:
+        parts.append(uses[0].g.new_zeros(d, n, *shape))
+    for ids, g in lookups:
+        # Onto what was made here last; a rule may give its input back.
+        place = ids + shape[0] * torch.arange(n, device=ids.device).unsqueeze(1)
+        parts[-1].view(d, n * shape[0], shape[1]).index_add_(1, place.flatten(), g.flatten(1, 2))
+    whole, *more = parts
+    for part in more:
+        whole = whole + part
+    return whole
 
 
 def _live(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -237,8 +247,6 @@ def add_squares(total: torch.Tensor, uses: Sequence[Use]) -> None:
     room = max(max(len(u.g) * total.numel(), u.a[:1].numel(), u.g[:, :1].numel()) for u in uses)
     step = max(1, BUDGET // max(1, room))
     for start in range(0, len(uses[0].a), step):
-        rows = slice(start, start + step)
-        whole, *more = (gradient(Use(u.module, u.own, u.a[rows], u.g[:, rows])) for u in uses)
-        for part in more:
-            whole = whole + part
-        total += whole.square().sum((0, 1))
+        some = slice(start, start + step)
+        part = gradient([Use(u.module, u.own, u.a[some], u.g[:, some]) for u in uses], total.shape)
+        total += part.square().sum((0, 1))

@@ -152,9 +152,7 @@ def _matches(uses: Sequence[Use], i: int, n: int, right: torch.Tensor) -> bool:
     one, others = slice(i, i + 1), [other for other in range(n) if other != i]
     if any(use.g[:, others].any() for use in uses):
         return False
-    mine, *more = (gradient(Use(u.module, u.own, u.a[one], u.g[:, one]))[0, 0] for u in uses)
-    for part in more:
-        mine = mine + part
+    mine = gradient([Use(u.module, u.own, u.a[one], u.g[:, one]) for u in uses], right.shape)[0, 0]
     return agree(mine, right.to_dense() if right.is_sparse else right)
 
 

@@ -301,7 +301,7 @@ def language() -> Iterator[Row]:
     model, encoded = smollm2().model, beatles().forget_encoded
     every = tuple(name for name, _ in model.named_parameters())
     for which, names, count in (
-        ("all 135M weights", every, 24),
+        ("all 135M weights", every, 32),
         ("the 80M weights of the MLPs", tuple(candidates(model, "mlp")), 64),
     ):
         case = Case(model, encoded.ids[:count], encoded.labels[:count], TOGETHER, names)

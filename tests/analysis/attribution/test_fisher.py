@@ -364,7 +364,7 @@ def test_conv_rule_for_any_geometry(groups, widths, kernel, stride, padding, dil
         a = torch.randn(3, widths[0] * groups, 6, 7, dtype=torch.float64)
         g = torch.randn(2, *module(a).shape, dtype=torch.float64)
     for own, p in module.named_parameters():
-        found = gradient(Use(module, own, a, g))
+        found = gradient([Use(module, own, a, g)], p.shape)
         for d, i in itertools.product(range(2), range(3)):
             (right,) = torch.autograd.grad((module(a[i : i + 1]) * g[d, i : i + 1]).sum(), p)
             torch.testing.assert_close(found[d, i], right)
