@@ -29,6 +29,8 @@ def test_freed_memory_is_handed_out_again_without_new_pages() -> None:
         int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True).stdout)
         for how in ("off", "on")
     )
+    if not fresh:
+        pytest.skip("this system hands freed memory out again by itself")
     assert kept < fresh / 2
 
 
