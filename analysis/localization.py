@@ -166,6 +166,27 @@ def _ways(model: nn.Module, subject: ClassSubject, forget: Split, retain: Split)
     }
 
 
+def check_measures(subject: ClassSubject, measures: Sequence[str]) -> None:
+    """Refuse measures that can't be had, before anything long begins.
+
+    Args:
+        subject: Whose training images they would see.
+        measures: Their names.
+
+    Raises:
+        UserError: One doesn't exist, or there is no retained image that it could compare with.
+    """
+    unknown = [measure for measure in measures if measure not in MEASURES]
+    if unknown:
+        raise UserError(f"There is no attribution measure {unknown[0]!r}; choose from {', '.join(MEASURES)}.")
+    comparing = [measure for measure in measures if measure not in ALONE]
+    if comparing and not len(subject.retain_train):
+        raise UserError(
+            f"The measure {comparing[0]!r} compares with retained images and may see none; raise --seen-retain, or use "
+            f"`yesterday compare` with --locate {' or '.join(ALONE)}."
+        )
+
+
 def locate(
     model: nn.Module,
     subject: ClassSubject,
@@ -207,19 +228,8 @@ def locate(
 
     Returns:
         Scores by measure, in the order asked for.
-
-    Raises:
-        UserError: A measure doesn't exist, or there is no retained image that it could compare with.
     """
-    unknown = [measure for measure in measures if measure not in MEASURES]
-    if unknown:
-        raise UserError(f"There is no attribution measure {unknown[0]!r}; choose from {', '.join(MEASURES)}.")
-    comparing = [measure for measure in measures if measure not in ALONE]
-    if comparing and not len(subject.retain_train):
-        raise UserError(
-            f"The measure {comparing[0]!r} compares with retained images and may see none; raise --seen-retain, or use "
-            f"`yesterday compare` with --locate {' or '.join(ALONE)}."
-        )
+    check_measures(subject, measures)
     ways = _ways(copy.deepcopy(model).eval(), subject, *sampled(subject, seed, share))
     scores = {}
     wanted = list(dict.fromkeys(measures))

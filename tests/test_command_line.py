@@ -235,10 +235,10 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     arguments, expected = BAD[case]
     assert call(*[finished if word == "RUN" else word for word in arguments]) == 2
     error = capsys.readouterr().err
-    assert "Error: " in error
+    assert error.startswith("Error: ")
     assert expected in error
     assert "Traceback" not in error
-    assert error[error.index("Error: ") :].strip().count("\n") == 0
+    assert error.strip().count("\n") == 0
     assert files(finished) == before
 
 

@@ -88,6 +88,23 @@ def test_an_edit_is_refused_by_another_model(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_edit_can_be_shown_fewer_facts(
+    finished: Path, lab: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("YESTERDAY_CACHE", str(finished.parent / "cache"))
+    asked = ["forget", "--bank", lab[1], "--model", lab[0], "--quick", "--twins", 8, "--threads", 1, "--quiet"]
+    asked += ["--method", "gradient-difference"]
+    for name, more in (("all", []), ("few", ["--seen-forget", "0.2", "--seen-retain", "0.5"])):
+        assert call(*asked, *more, "--out", tmp_path / name) == 0
+    masks, edits = (
+        [(folder / f"{what}.safetensors").read_bytes() for folder in (finished, tmp_path / "all", tmp_path / "few")]
+        for what in ("mask", "edit")
+    )
+    for whole, again, few in (masks, edits):
+        assert whole == again
+        assert whole != few
+
+
 def test_people_can_talk_to_both_models(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("chat", finished, "--prompt", "The Beatles") == 0
     said = capsys.readouterr().out

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from analysis.localization import MEASURES, check_measures
 from unlearn.documents import RunConfig, RunReport
 from unlearn.judging import cheat, judge
 from unlearn.run import Run
@@ -25,6 +26,8 @@ def execute(config: RunConfig, folder: Path, report: Report, until: Stage = "aud
     """
     run = Run(config, folder, report)
     _ = run.subject, run.measure, run.method, run.golds
+    if not config.candidate and until != "original":
+        check_measures(run.seen, MEASURES)
     with locked(folder):
         run.original()
         found = None

@@ -236,7 +236,8 @@ def _settings(config: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     for name, value in config.items():
         inner = value if isinstance(value, dict) else {"": value}
         for key, one in inner.items():
-            if one not in (None, [], "", False):
+            # By identity: a seed of 0 equals False and is a setting all the same.
+            if one is not None and one is not False and one not in ([], ""):
                 shown = ", ".join(map(str, one)) if isinstance(one, list) else str(one)
                 flat.append((f"{name} {key}".strip().replace("_", " "), shown))
     return tuple(flat)

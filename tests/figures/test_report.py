@@ -92,6 +92,7 @@ def test_a_page_says_what_the_audit_says(runs: list[Path], which: int) -> None:
     assert "<b>mine</b>" in page.text
     edited = {one["auditor"]: one for one in audit["audits"]["edited"]["findings"]}
     report = read_report(runs[which], "x")
+    assert ("seed", "0") in report.settings
     counted = [m for m in audit["measurements"] if m["counted"] and m["auditor"] in edited]
     assert [line.auditor for line in report.counted] == [m["auditor"] for m in counted]
     for line, measurement in zip(report.counted, counted, strict=True):

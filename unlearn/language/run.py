@@ -177,7 +177,7 @@ class FactRun:
 
         def work(progress: Callable[[float], None]) -> None:
             found = fact_localization(
-                self.language.model, self.subject, c.fraction, c.within, measures, seeds=seeds, progress=progress
+                self.language.model, self.seen, c.fraction, c.within, measures, seeds=seeds, progress=progress
             )
             write_text(self.folder / "localization.json", found.model_dump_json(indent=1))
 
