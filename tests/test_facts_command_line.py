@@ -94,8 +94,17 @@ def test_an_edit_can_be_shown_fewer_facts(
     monkeypatch.setenv("YESTERDAY_CACHE", str(finished.parent / "cache"))
     asked = ["forget", "--bank", lab[1], "--model", lab[0], "--quick", "--twins", 8, "--threads", 1, "--quiet"]
     asked += ["--method", "gradient-difference"]
-    for name, more in (("all", []), ("few", ["--seen-forget", "0.2", "--seen-retain", "0.5"])):
+    less = ["--seen-forget", "0.2", "--seen-retain", "0.5"]
+    for name, more in (
+        ("all", []),
+        ("few", less),
+        ("free", ["--locate", "none"]),
+        ("both", ["--locate", "none", *less]),
+    ):
         assert call(*asked, *more, "--out", tmp_path / name) == 0
+    # The method itself sees less, and not the locator alone.
+    free, both = ((tmp_path / name / "edit.safetensors").read_bytes() for name in ("free", "both"))
+    assert free != both
     masks, edits = (
         [(folder / f"{what}.safetensors").read_bytes() for folder in (finished, tmp_path / "all", tmp_path / "few")]
         for what in ("mask", "edit")
