@@ -184,7 +184,8 @@ def test_tokens_same_as_one_sequence_and_one_node_at_a_time(name, other):
     embed = model.get_input_embeddings()
     for row in range(3):
         end = embed(ids[row : row + 1]).detach()
-        start = embed(baseline[row : row + 1]).detach() if other else embed.weight.detach().mean(0).expand_as(end)
+        mean = embed.weight.detach().mean(0).expand(1, 6, -1)
+        start = embed(baseline[row : row + 1]).detach() if other else torch.cat([end[:, :1], mean], 1)
         asked = [p for p in range(7) if labels[row, p] >= 0]
         right = torch.zeros(7, dtype=torch.float64)
         for node, weight in zip(*np.polynomial.legendre.leggauss(12), strict=True):
@@ -203,7 +204,8 @@ def test_tokens_sum_to_the_difference_of_the_ends(name):
     model = exact(name)
     ids, labels = sequences()
     with torch.no_grad():
-        mean = model.get_input_embeddings().weight.mean(0).expand(3, 7, 32)
+        embed = model.get_input_embeddings()
+        mean = torch.cat([embed(ids[:, :1]), embed.weight.mean(0).expand(3, 6, 32)], 1)
         logp = model(inputs_embeds=mean).logits.log_softmax(2).gather(2, labels.clamp_min(0)[..., None]).squeeze(2)
         gain = totals(model, ids, labels) - logp.masked_fill(labels == -100, 0.0).sum(1)
     rough, fine = (token_integrated_gradients(model, ids, labels, steps=steps) for steps in (8, 128))
