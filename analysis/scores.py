@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 
 from analysis.errors import UserError
-from analysis.finite import all_finite
 from analysis.files import load_tensors, save_tensors
+from analysis.finite import all_finite
 
 Scope = Literal["global", "layer"]
 

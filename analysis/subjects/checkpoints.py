@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from analysis.errors import UserError
-from analysis.finite import all_finite
 from analysis.files import load_tensors
+from analysis.finite import all_finite
 from analysis.own_code import find, reason
 
 State = dict[str, torch.Tensor]

@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 from analysis.errors import UserError
-from analysis.finite import all_finite
 from analysis.files import sha256
+from analysis.finite import all_finite
 from analysis.own_code import find, reason
 from analysis.scores import Mask
 from unlearn.optimize import Watch
