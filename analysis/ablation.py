@@ -31,8 +31,8 @@ class Curve(Document):
             for as many weights at random from one layer.
         layer: Name of that layer.
         x: Fractions of all weights that are zero, rising.
-        forget: Accuracy on the forgotten classes, [x][repeat], 0 to 1.
-        retain: Accuracy on the retained classes, [x][repeat], 0 to 1.
+        forget: Accuracy on the forgotten classes, `[x][repeat]`, 0 to 1.
+        retain: Accuracy on the retained classes, `[x][repeat]`, 0 to 1.
     """
 
     measure: str
