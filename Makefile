@@ -36,7 +36,7 @@ bench: install
 	$(BIN)/python -m tests.benchmarks $(BENCHMARKS)
 
 figures: install
-	$(BIN)/yesterday figures runs/digit-6
+	$(BIN)/python -m figures.gallery_index
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Accuracy while the edit runs, in the three panels of the first seed: overall, retained, forgotten."""
+"""Accuracy while the edit runs: on all test images, on the retained classes, on the forgotten ones."""
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
