@@ -36,7 +36,7 @@ bench: install
 	$(BIN)/python -m tests.benchmarks $(BENCHMARKS)
 
 figures: install
-	$(BIN)/yesterday figures runs/digit-6
+	$(BIN)/python -m figures.gallery_index
 
 # The theme's banner says when it ends, not what is wrong here; this is its own switch for it.
 docs: install
