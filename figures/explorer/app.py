@@ -16,6 +16,7 @@ import gradio as gr
 
 from analysis.errors import UserError
 from figures.artefacts import Run, existing
+from figures.explorer.class_page import class_page
 from unlearn.documents import read_run
 
 HOST = "127.0.0.1"
@@ -58,7 +59,7 @@ def build(run_folder: Path) -> gr.Blocks:
         if family == "facts":
             _facts_page(run_folder)
         else:
-            _class_page(run_folder)
+            class_page(run_folder, page)
     return page
 
 
@@ -68,12 +69,6 @@ def _facts_page(folder: Path) -> None:
     except ModuleNotFoundError as error:
         raise UserError(f"{folder} is a run on facts, which the explorer can't show yet.") from error
     module.facts_page(folder)
-
-
-def _class_page(folder: Path) -> None:
-    from figures.explorer.class_page import class_page
-
-    class_page(folder)
 
 
 def theme() -> gr.themes.Base:
