@@ -5,7 +5,6 @@ events built in, and it works without any other service.
 """
 
 import contextlib
-import importlib
 import threading
 import webbrowser
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ import gradio as gr
 from analysis.errors import UserError
 from figures.artefacts import Run, existing
 from figures.explorer.class_page import class_page
+from figures.explorer.facts_page import facts_page
 from unlearn.documents import read_run
 
 HOST = "127.0.0.1"
@@ -57,18 +57,10 @@ def build(run_folder: Path) -> gr.Blocks:
     with gr.Blocks(title=f"Yesterday: {done.name}", analytics_enabled=False) as page:
         gr.HTML(f"<h1>{escape(done.name)}</h1><p>{escape(done.sentence)}</p>", elem_classes="verdict")
         if family == "facts":
-            _facts_page(run_folder)
+            facts_page(run_folder)
         else:
             class_page(run_folder, page)
     return page
-
-
-def _facts_page(folder: Path) -> None:
-    try:
-        module = importlib.import_module("figures.explorer.facts_page")
-    except ModuleNotFoundError as error:
-        raise UserError(f"{folder} is a run on facts, which the explorer can't show yet.") from error
-    module.facts_page(folder)
 
 
 def theme() -> gr.themes.Base:

@@ -79,6 +79,11 @@ def _rows(found: Mapping[str, Answer], always: Sequence[int]) -> list[int]:
     return sorted({*likeliest, *always})
 
 
+def _room(names: Sequence[str]) -> str:
+    # The width of the first column, in which the classes' names stand.
+    return f"--names:{min(7, 1 + 0.6 * max(map(len, names))):.1f}rem"
+
+
 def _bar(one: Answer, label: int, colour: str) -> str:
     share, low, high = (float(values[label]) for values in (one.shares, one.low, one.high))
     spread = f'<i style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"></i>' if one.models > 1 else ""
@@ -117,7 +122,10 @@ def bars(
         + "</tr>"
         for label in _rows(found, forgotten)
     )
-    return f'<table class="bars"><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return (
+        f'<table class="bars" style="{_room(names)}"><thead><tr><td></td>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table>"
+    )
 
 
 def overlays(
@@ -270,7 +278,7 @@ def _lost(seen: Seen, label: int) -> str:
     before, after = seen.accuracies[label], seen.without[label]
     moved = round(100 * after) - round(100 * before)
     mark = ' class="lost"' if moved < 0 else ' class="won"' if moved > 0 else ""
-    return f"<td>{100 * before:.0f} → <span{mark}>{100 * after:.0f}%</span></td>"
+    return f'<td class="both">{100 * before:.0f} → <span{mark}>{100 * after:.0f}%</span></td>'
 
 
 def neuron(
@@ -294,11 +302,7 @@ def neuron(
     """
     most = max(float(one.means.nan_to_num().abs().max()) for one in found.values()) or 1.0
     head = "".join(
-        f'<th scope="col"><span class="dot" style="background:{COLOURS[role]}"></span>{escape(text)}</th>'
-        for text, role in (
-            *((f"response, {role}", role) for role in found),
-            *((f"accuracy without, {role}", role) for role in found),
-        )
+        f'<th scope="col"><span class="dot" style="background:{COLOURS[role]}"></span>{role}</th>' for role in found
     )
     body = "".join(
         f'<tr{" class=forgotten" if label in forgotten else ""}><th scope="row">{escape(text)}</th>'
@@ -309,5 +313,8 @@ def neuron(
     )
     return (
         f"<h3>{escape(name)}</h3>{''.join(_strip(role, strips[role]) for role in found)}"
-        f'<table class="bars neuron"><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table>'
+        f'<table class="bars neuron" style="{_room(names)}"><thead><tr><td></td>'
+        f'<th scope="colgroup" colspan="{len(found)}">mean response</th>'
+        f'<th scope="colgroup" colspan="{len(found)}">accuracy with it → without it</th></tr>'
+        f"<tr><td></td>{head}{head}</tr></thead><tbody>{body}</tbody></table>"
     )
