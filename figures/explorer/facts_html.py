@@ -12,7 +12,7 @@ from figures.explorer.facts_chart import Curve, chart, rounded_up
 from figures.explorer.facts_model import Candidate, Layer, Question, Told, half_strength
 from figures.explorer.facts_neurons import Ablation, Fired
 from figures.facts.lens import layer_name
-from figures.facts.words import visible
+from figures.facts.words import NEWLINE, UNKNOWN, visible
 from figures.words import percent, plural
 
 FULL = 3.0
@@ -35,6 +35,19 @@ def tint(share: float) -> str:
     return f'class="tint {"more" if share > 0 else "less"}" style="--much:{abs(share) * STRONGEST:.0f}%"'
 
 
+def shown(text: str) -> str:
+    """Write what a model says, its blanks kept.
+
+    Args:
+        text: As decoded.
+
+    Returns:
+        Escaped; line breaks and what no font draws are signs.
+    """
+    plain = text.replace("\r", "").replace("\n", NEWLINE)
+    return escape("".join(letter if letter.isprintable() else UNKNOWN for letter in plain))
+
+
 def token_span(text: str, tip: str, share: float, prompt: bool) -> str:
     """Write one token.
 
@@ -47,11 +60,10 @@ def token_span(text: str, tip: str, share: float, prompt: bool) -> str:
     Returns:
         A span.
     """
-    shown = text.replace("\r", "").replace("\n", "⏎") or "∅"
     return (
         f'<span class="tok{" asked" if prompt else ""}" tabindex="0" data-tip="{escape(tip)}" '
         f'aria-label="{escape(visible(text))}: {escape(tip)}" role="img">'
-        f"<span {tint(share)}>{escape(shown)}</span></span>"
+        f"<span {tint(share)}>{shown(text)}</span></span>"
     )
 
 
@@ -110,7 +122,7 @@ def asked_html(pair: tuple[Told, Told]) -> str:
 
 def _bar(share: float, kind: str) -> str:
     width = 100 * max(0.0, min(1.0, share))
-    return f'<span class="bar"><i class="{kind}" style="width:{width:.1f}%"></i></span>'
+    return f'<span class="track"><i class="{kind}" style="width:{width:.1f}%"></i></span>'
 
 
 def candidates_html(found: Sequence[Candidate]) -> str:
@@ -169,7 +181,7 @@ def lens_html(asked: Question, before: Sequence[Layer], after: Sequence[Layer]) 
         for layer, old, new in zip(layers, before, after, strict=True)
     )
     return (
-        f"<figure><figcaption>Rank of “{answer}” in the vocabulary if the model stopped at a layer: "
+        f'<div class="pair"><figure><figcaption>Rank of “{answer}” in the vocabulary if the model stopped at a layer: '
         '<b class="original">original</b> (solid), <b class="edited">edited</b> (dashed)</figcaption>'
         f'{drawn}</figure><div class="scroll" tabindex="0" role="region" aria-label="Layer by layer"><table>'
         "<thead><tr><th>layer</th><th>original would say</th>"
@@ -214,7 +226,7 @@ def strength_html(
     return (
         f'<div class="pair"><figure><figcaption>Probability of “{answer}”: {fades}</figcaption>{drawn}</figure>'
         f'<section class="card edited"><h4>at strength {strength:.2f}</h4><p class="toks"><span class="asked">'
-        f"{escape(asked.prompt)}</span><b>{escape(said)}</b></p><p>“{answer}”: <b>{percent(probability)}</b></p>"
+        f"{shown(asked.prompt)}</span><b>{shown(said)}</b></p><p>“{answer}”: <b>{percent(probability)}</b></p>"
         "</section></div>"
     )
 

@@ -119,7 +119,7 @@ def facts_page(folder: Path) -> None:
         label="A prompt of the bank", elem_id="facts-example",
     )  # fmt: skip
     with gr.Row():
-        prompt = gr.Textbox(first[1], label="Prompt", scale=3, elem_id="facts-prompt")
+        prompt = gr.Textbox(first[1], label="Prompt", scale=3, min_width=280, elem_id="facts-prompt")
         answer = gr.Textbox(first[2], label="Answer to follow (or the original's next word)", scale=2,
                             elem_id="facts-answer")  # fmt: skip
     button = gr.Button("Ask both", variant="primary", elem_id="facts-ask")

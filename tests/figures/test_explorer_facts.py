@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -422,7 +423,7 @@ def test_a_panel_says_the_strength_its_probability_and_the_words(pair: Pair, ask
     assert "at strength 0.00" in page
     assert facts_html.percent(probability(pair.original, pair)) in page
     mine, _ = ask(pair, asked)
-    assert facts_html.escape(mine.said) in page
+    assert facts_html.shown(mine.said) in page
 
 
 def test_charts_put_values_where_they_belong() -> None:
@@ -447,3 +448,18 @@ def test_charts_put_values_where_they_belong() -> None:
         1,
         0.2,
     ])
+
+
+def test_the_html_is_well_formed(pair: Pair, asked: Question, located: Located) -> None:
+    one = located.neurons[0]
+    pages = [
+        facts_html.asked_html(ask(pair, asked)),
+        facts_html.candidates_html(candidates(pair, asked)),
+        facts_html.lens_html(asked, *lens(pair, asked)),
+        strengths_panel(pair, asked, fading(pair, asked), 0.5),
+        facts_html.fired_html(located.fired(one), located.prompts) + facts_html.promoted_html(*located.promoted(one)),
+        facts_html.ablated_html(located.ablated(one, asked), len(located.neurons)),
+    ]
+    for page in pages:
+        whole = ElementTree.fromstring(f"<div>{page.replace('<br>', '<br/>')}</div>")
+        assert len("".join(whole.itertext())) > 20
