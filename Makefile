@@ -29,14 +29,14 @@ lint: install
 	$(BIN)/lint-imports
 
 unit: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 bench: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python -m tests.benchmarks $(BENCHMARKS)
 
 figures: install
-	$(BIN)/yesterday figures runs/digit-6
+	$(BIN)/python -m figures.gallery_index
 
 # The theme's banner says when it ends, not what is wrong here; this is its own switch for it.
 docs: install

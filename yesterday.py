@@ -29,6 +29,8 @@ from yesterday_options import (
 )
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from unlearn.documents import RunConfig
     from unlearn.language.config import FactRunConfig
     from unlearn.pipeline import Stage
@@ -226,6 +228,34 @@ def report(
     from figures.report.build import write_report
 
     Console().print(f"Wrote {write_report(runs, out)}.", highlight=False)
+
+
+def _explorer() -> "ModuleType":
+    try:
+        from figures.explorer import app as explorer
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise UserError("The explorer needs gradio; install it: pip install 'yesterday-unlearning[explore]'") from None
+    return explorer
+
+
+@app.command()
+def explore(
+    run: Annotated[
+        Path | None, typer.Argument(help="Folder of a run [the newest under runs].", metavar="[RUN]")
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Where to listen [a free one].")] = None,
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+) -> None:
+    """Open a run as a page to play with, on this machine only: draw, ask, slide the edit, click on neurons.
+
+    Example: `yesterday explore runs/digit-6`; Ctrl-C ends it.
+    """
+    explorer = _explorer()
+    _threads(1)
+    say = functools.partial(Console().print, highlight=False, soft_wrap=True)
+    explorer.serve(run or explorer.newest_run(Path("runs")), port, browser, say)
 
 
 EditFile = Annotated[Path, typer.Argument(help="An edit.safetensors.", metavar="EDIT")]

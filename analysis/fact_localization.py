@@ -16,10 +16,12 @@ from analysis.attribution.anatomy import anatomy, neuron_mask_rows
 from analysis.attribution.fisher import fisher_diagonal, fisher_ratio
 from analysis.attribution.guided import guided_attribution
 from analysis.attribution.language_ig import neuron_integrated_gradients
+from analysis.attribution.targets import IGNORED
 from analysis.audit.report import Document
 from analysis.errors import UserError
 from analysis.scores import Mask, Scores, check_fraction
 from analysis.subjects.language.bank import Fact
+from analysis.subjects.language.encoding import Encoded
 from analysis.subjects.language.facts import FactSubject
 from analysis.subjects.language.renamed import Renamed, fact_texts, name_texts, retell
 from analysis.subjects.language.scoring import ask, encode_facts, mean_loss
@@ -121,6 +123,18 @@ def gradients(model: nn.Module, loss: Callable[[], torch.Tensor], names: Sequenc
     return dict(zip(names, found, strict=True))
 
 
+def _mean_gradients(model: nn.Module, encoded: Encoded, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    # Of the mean loss per asked token, some sequences at a time: what a pass remembers doesn't grow with the facts.
+    asked = int((encoded.labels != IGNORED).sum())
+    total: dict[str, torch.Tensor] = {}
+    for start in range(0, len(encoded), ROWS):
+        part = encoded.take(slice(start, start + ROWS))
+        share = int((part.labels != IGNORED).sum()) / asked
+        for name, slope in gradients(model, partial(mean_loss, model, part), names).items():
+            total[name] = total[name].add_(slope, alpha=share) if name in total else slope.mul_(share)
+    return total
+
+
 def _strange_gradient(
     model: nn.Module, told: Sequence[Renamed], names: Sequence[str], seed: int
 ) -> dict[str, torch.Tensor]:
@@ -185,15 +199,12 @@ def score(model: nn.Module, subject: FactSubject, measure: str, within: Within, 
             return mine
         return fisher_ratio(mine, fisher_diagonal(model, kept.ids, kept.labels, chunk=ROWS, names=names))
     weights = dict(model.named_parameters())
-    slopes = gradients(model, partial(mean_loss, model, gone), names)
+    slopes = _mean_gradients(model, gone, names)
     if measure == "wagle":
-        return guided_attribution(weights, slopes, gradients(model, partial(mean_loss, model, kept), names))
+        return guided_attribution(weights, slopes, _mean_gradients(model, kept, names))
     mine_ = {n: (g * weights[n].detach()).abs() for n, g in slopes.items()}
     if measure == "gradient-ratio":
-        theirs = {
-            n: (g * weights[n].detach()).abs()
-            for n, g in gradients(model, partial(mean_loss, model, kept), names).items()
-        }
+        theirs = {n: (g * weights[n].detach()).abs() for n, g in _mean_gradients(model, kept, names).items()}
         floor = sum(float(t.sum()) for t in theirs.values()) / sum(t.numel() for t in theirs.values())
         mine_ = {n: value / (theirs[n] + floor) for n, value in mine_.items()}
     return Scores(mine_, "parameter", measure, "1" if measure.endswith("ratio") else "nats")

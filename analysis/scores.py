@@ -11,6 +11,7 @@ import torch
 
 from analysis.errors import UserError
 from analysis.files import load_tensors, save_tensors
+from analysis.finite import all_finite
 
 Scope = Literal["global", "layer"]
 
@@ -196,7 +197,7 @@ class Scores:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        bad = [name for name, value in self.values.items() if not torch.isfinite(value).all()]
+        bad = [name for name, value in self.values.items() if not all_finite(value)]
         if bad:
             raise UserError(
                 f"The {self.measure} scores of {', '.join(bad)} are not finite; check the model's weights for NaN."

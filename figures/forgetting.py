@@ -1,4 +1,4 @@
-"""Accuracy while the edit runs, in the three panels of the first seed: overall, retained, forgotten."""
+"""Accuracy while the edit runs: on all test images, on the retained classes, on the forgotten ones."""
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -11,6 +11,8 @@ from figures.words import percent, plural
 NAME = "forgetting"
 TITLE = "Accuracy while the model forgets"
 LONG = 100
+APART = 3
+"""How many times the tick before it the last step must be, so that their labels don't meet."""
 
 
 def _gold(run: Run, group: str) -> Measurement | None:
@@ -64,7 +66,8 @@ def draw(run: Run) -> Drawing:
     if history.steps[-1] >= LONG:
         # Most of the forgetting happens in the first steps.
         panels[0].set_xscale("symlog", linthresh=10, linscale=0.5)
-        ticks = [0, *(10**k for k in range(1, 9) if 10**k <= history.steps[-1])]
+        last = int(history.steps[-1])
+        ticks = [0, *(10**k for k in range(1, 9) if 10**k <= last / APART), last]
         panels[0].set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         panels[0].minorticks_off()
     handles: list[Artist] = [

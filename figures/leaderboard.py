@@ -2,11 +2,13 @@
 
 from statistics import fmean, stdev
 
+from matplotlib.artist import Artist
+
 from figures.artefacts import Missing
-from figures.pareto import Compared, open_comparison
+from figures.pareto import MEANINGS, Compared, open_comparison
 from figures.style import CONTROL, EDITED, FAINT, GOLD, INK, Drawing, canvas, finish, styled
 from unlearn.leaderboard import ranked
-from unlearn.table import FARTHEST, Row, counts
+from unlearn.table import FARTHEST, Row, counts, where
 
 TITLE = "The leaderboard: how far from never having known"
 LINE = 0.23
@@ -15,6 +17,12 @@ LINE = 0.23
 
 def _spread(row: Row) -> tuple[float, float]:
     return fmean(row.distance), stdev(row.distance) if len(row.distance) > 1 else 0.0
+
+
+def _colour(row: Row) -> str:
+    if not row.ranks:
+        return GOLD
+    return CONTROL if row.control else FAINT if row.where == "all" else EDITED
 
 
 @styled
@@ -35,26 +43,33 @@ def draw(run: Compared) -> Drawing:
     if not rows:
         raise Missing(f"{run.folder} compares no method; give `yesterday compare` some with --methods.")
     rows += [row for row in found.rows if row.name.startswith("fresh")]
-    figure = canvas(height=0.9 + LINE * len(rows))
+    figure = canvas(height=1.15 + LINE * len(rows))
     axes = figure.subplots()
     for height, row in enumerate(rows):
-        colour = GOLD if not row.ranks else CONTROL if row.control else FAINT if row.where == "all" else EDITED
-        mean, sd = _spread(row)
+        colour, (mean, sd) = _colour(row), _spread(row)
         axes.errorbar(mean, height, xerr=sd, fmt="o", color=colour, ecolor=colour, elinewidth=1.2, ms=6, mec="white")
         n = len(row.verdicts) + len(row.failed)
         erased = f"{row.verdicts.count('erased')} of {n}"
         axes.annotate(erased, (1.01, height), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=INK)
     axes.annotate("erased", (1.01, -1), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=INK)
-    axes.set_yticks(range(len(rows)), [f"{row.name}  ({row.where})" if row.where else row.name for row in rows])
+    axes.set_yticks(range(len(rows)), [f"{row.name}: {where(row)}" if row.where else row.name for row in rows])
     axes.set_ylim(len(rows) - 0.4, -1.4)
     axes.set_xlim(left=0)
     axes.grid(axis="x")
+    used = {_colour(row) for row in rows}
+    handles: list[Artist] = [
+        axes.plot([], [], "o", color=colour, ms=6, label=words)[0]
+        for colour, words in MEANINGS.items()
+        if colour in used
+    ]
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), handletextpad=0.2)
     axes.set_xlabel("distance to gold, in gold standard deviations   (left: like a model that never knew)")
+    spread = any(len(row.distance) > 1 for row in rows)
     never = "golds" if all("twins" not in row.name for row in found.rows) else "twins"
     caption = (
         f"{found.subject}: {counts(found)}, {found.golds} {never} each. Distance: mean over the auditors that count of "
-        f"how far a model lies on the telling side of the {never}' mean, at most {FARTHEST:g} each; bars: standard "
-        "deviation over subjects and seeds. In order of mean rank within each."
+        f"how far a model lies on the telling side of the {never}' mean, at most {FARTHEST:g} each"
+        f"{'; bars: standard deviation over subjects and seeds' if spread else ''}. In order of mean rank within each."
     )
     told = "; ".join(f"{row.name} ({row.where}) {_spread(row)[0]:.2f}" for row in rows)
     return finish(figure, TITLE, caption, f"Points for {len(rows)} rows. {told}.")

@@ -1,5 +1,6 @@
 """Where the class lives: the share of each layer inside the mask, and the first layer's weights as pictures."""
 
+import math
 from dataclasses import dataclass
 
 import matplotlib
@@ -10,7 +11,7 @@ from matplotlib.colors import Normalize
 
 from figures.artefacts import Run
 from figures.style import DIVERGING, EDITED, FAINT, INK, PALE, Drawing, bare, canvas, centred, finish, stacked, styled
-from figures.words import percent, plural, shorten
+from figures.words import percent, plural, shorten, tick_percent
 
 NAME = "mask_map"
 TITLE = "Where the class lives: what the mask covers"
@@ -20,6 +21,8 @@ MOST_ROWS = 16
 CELL_PIXELS = 168
 FADED = 0.22
 RIM = 0.2
+WHOLE = 0.2
+"""From this largest share on the axis shows whole layers; below, nothing could be seen there."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,12 @@ def layer_counts(run: Run) -> dict[str, tuple[int, int]]:
     return counts
 
 
+def _round_up(share: float) -> float:
+    # To the next of 1, 2, 5, 10 times a power of ten, for the end of an axis.
+    power = 10.0 ** math.floor(math.log10(share)) if share > 0 else WHOLE
+    return next(round(step * power, 12) for step in (1, 2, 5, 10) if step * power >= share)
+
+
 def draw_shares(axes: Axes, counts: dict[str, tuple[int, int]], colour: str = EDITED, numbers: bool = True) -> None:
     """Draw a bar per layer: which share of it is meant.
 
@@ -69,9 +78,10 @@ def draw_shares(axes: Axes, counts: dict[str, tuple[int, int]], colour: str = ED
     """
     names = list(counts)
     shares = [inside / whole if whole else 0.0 for inside, whole in counts.values()]
-    most = max([*shares, 1e-9])
+    most = 1.0 if max(shares) >= WHOLE else _round_up(max(shares))
     places = range(len(names))
-    axes.barh(places, [most * 1.0] * len(names), color=PALE, height=0.62)
+    if most == 1:
+        axes.barh(places, [1.0] * len(names), color=PALE, height=0.62)
     axes.barh(places, shares, color=colour, height=0.62)
     for place, share, (inside, whole) in zip(places, shares, counts.values(), strict=True):
         text = f"{percent(share)}   {inside:,} of {whole:,}" if numbers else percent(share)
@@ -79,7 +89,7 @@ def draw_shares(axes: Axes, counts: dict[str, tuple[int, int]], colour: str = ED
     axes.set_yticks(places, [shorten(name, 24) for name in names])
     axes.invert_yaxis()
     axes.set_xlim(0, most * (1.55 if numbers else 1.2))
-    axes.set_xticks([0, most], ["0", percent(most)])
+    axes.set_xticks([0, most / 2, most], ["0", tick_percent(most / 2), tick_percent(most)])
     axes.spines["bottom"].set_bounds(0, most)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)

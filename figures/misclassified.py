@@ -69,12 +69,14 @@ def draw(run: Run) -> Drawing:
         A grid of images on the left, ordered by answer; bars with the counts of all answers on the right.
     """
     images, predicted = run.picture("miss.images"), run.picture("miss.predicted").astype(int)
-    chosen = spread_out(predicted, MOST)
     counts = run.picture("confusion.edited")[list(run.forget)].sum(0).astype(int)
+    order = np.argsort(-counts, kind="stable").tolist()
+    # The images are a part of all: in the order of the bars, which count all.
+    chosen = np.array(sorted(spread_out(predicted, MOST), key=lambda i: order.index(predicted[i])), int)
     rows = max(1, -(-len(chosen) // COLUMNS))
     columns = max(1, -(-len(chosen) // rows))
     names = [shorten(name, 10) for name in run.answers]
-    bars = [c for c in np.argsort(-counts, kind="stable") if counts[c]][:MOST_BARS]
+    bars = [c for c in order if counts[c]][:MOST_BARS]
     height = max(0.81 * rows + 0.3, 0.22 * max(len(bars), FEWEST_ROWS) + 0.4)
 
     figure = canvas(height=height)

@@ -22,6 +22,7 @@ from figures.style import (
     canvas,
     centred,
     finish,
+    inches,
     looks,
     stacked,
     styled,
@@ -36,6 +37,7 @@ VERDICTS = {"erased": CONTROL, "hidden": EDITED, "remembered": ORIGINAL, "damage
 SQUARES = (20, 50)
 MOST_AUDITORS = 14
 WIDE = 9.6
+VERDICT_SIZE = 15
 
 
 def head(part: SubFigure, text: str) -> None:
@@ -60,14 +62,14 @@ def under_banner(figure: Figure, audit: Audit, below: float) -> SubFigure:
         The rest.
     """
     wide = figure.get_size_inches()[0]
-    after = 0.012 + (0.55 + 0.16 * len(audit.verdict)) / wide
+    after = 0.012 + (inches(figure, audit.verdict.upper(), VERDICT_SIZE, "bold") + 0.45) / wide
     words = wrap(figure, audit.sentence, 9.5, wide * (1 - after) - 0.15)
     banner, body = stacked(figure, [0.2 + 0.19 * max(2, len(words)), below])
     banner.text(
         0.012,
         0.5,
         audit.verdict.upper(),
-        size=15,
+        size=VERDICT_SIZE,
         weight="bold",
         color="white",
         va="center",

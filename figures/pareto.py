@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from analysis.errors import UserError
 from figures.artefacts import Missing, existing
+from figures.labels import Label, write_labels
 from figures.style import CONTROL, CONTROL_MARKS, EDITED, FAINT, GOLD, ORIGINAL, Drawing, canvas, finish, shares, styled
 from figures.words import percent
 from unlearn.table import NEVER_KNEW, Comparison, Row, counts
@@ -21,6 +22,7 @@ THIN = "1234+x|_"
 LINE = 0.2
 """Inches that a line of the legend takes."""
 CLASS_AXES = ("accuracy on the forgotten", "accuracy on the rest")
+MEANINGS = {EDITED: "may change what was located", FAINT: "may change everything", CONTROL: "control"}
 DEEP = 0.15
 """Rows that keep so much less than the middle one are named in the caption instead of drawn."""
 
@@ -109,7 +111,6 @@ def draw(run: Compared) -> Drawing:
     dots = [name for name, mark in marks.items() if mark == "o"]
     numbers = {name: str(i) for i, name in enumerate(dots, 1)} if len(dots) > 1 else {}
 
-    meanings = {EDITED: "may change what was located", FAINT: "may change everything", CONTROL: "control"}
     used = {_colour(row) for row in rows}
     figure = canvas(height=max(4.6, LINE * (len(marks) + len(used) + 1)))
     axes = figure.subplots()
@@ -129,8 +130,6 @@ def draw(run: Compared) -> Drawing:
         thin = mark in THIN
         edge, line = (colour, 1.2) if thin else ("white", 0.5)
         axes.plot(x, y, marker=mark, ls="none", color=colour, ms=12 if mark == "." else 7, mec=edge, mew=line)
-        if row.name in numbers:
-            axes.annotate(numbers[row.name], (x, y), (3, 3), textcoords="offset points", fontsize=8, color=colour)
     fixed = {row.name: _colour(row) for row in rows if row.name in NEVER_KNEW | {"original"}}
     handles: list[Artist] = [
         axes.plot(
@@ -147,13 +146,18 @@ def draw(run: Compared) -> Drawing:
     ]
     handles += [
         axes.plot([], [], "s", color=colour, ms=8, ls="none", label=words)[0]
-        for colour, words in meanings.items()
+        for colour, words in MEANINGS.items()
         if colour in used
     ]
     axes.set_xlabel(f"{pair[0]}   (left: forgotten)")
     axes.set_ylabel(f"{pair[1]}   (up: kept)")
     shares(axes)
     figure.legend(handles=handles, loc="outside right upper", ncols=1, handletextpad=0.4)
+    if numbers:
+        named = [row for row in shown if row.name in numbers]
+        labels = [Label(row.mean[pair[0]], row.mean[pair[1]], numbers[row.name], _colour(row)) for row in named]
+        others = [(row.mean[pair[0]], row.mean[pair[1]]) for row in shown if row not in named]
+        write_labels(figure, axes, labels, others)
 
     def told(row: Row) -> str:
         where = f" ({row.where})" if row.where else ""
@@ -162,9 +166,9 @@ def draw(run: Compared) -> Drawing:
     never = "twins" if any(row.name.startswith("twins") for row in rows) else "golds"
     moved = " (upwards: of the original, moved by a moment's tuning on other text)" if never == "twins" else ""
     caption = (
-        f"{found.subject}: means over {counts(found)}, {found.golds} {never} each; bars: standard deviation, of "
-        f"the {never} among themselves{moved}. Forgotten is what lies as far left as the {never}; further left is no "
-        "better."
+        f"{found.subject}: means over {counts(found)}, {found.golds} {never} each; bars: standard deviation, "
+        f"that of the {never} among themselves{moved}. Forgotten is what lies as far left as the {never}; further left "
+        "is no better."
     )
     if below:
         caption += f" Below the axis: {'; '.join(map(told, below))}."

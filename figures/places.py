@@ -1,6 +1,7 @@
 """Does a better causal locator give a better erasure? Causal gain against auditors outside, for each place."""
 
 from figures.artefacts import Missing
+from figures.labels import Label, write_labels
 from figures.pareto import Compared, open_comparison
 from figures.style import CONTROL, EDITED, Drawing, canvas, finish, styled
 from figures.words import plural
@@ -9,8 +10,8 @@ from unlearn.table import counts
 TITLE = "Does a better locator erase better?"
 FEWEST = 4
 """Measures for which a rank correlation says anything."""
-SAME, WIDE, LEVEL = 0.03, 0.25, 0.9
-"""Points so near stand on one another; labels so long and lines so low meet."""
+ROOM = 0.12
+"""For names at the left and right edges."""
 
 
 @styled
@@ -45,25 +46,17 @@ def draw(run: Compared) -> Drawing:
     figure = canvas(height=4.2)
     axes = figure.subplots()
     shares = {row.where.partition(" ")[0] for row in rows}
-    places = sorted(rows, key=lambda one: (one.gain or 0.0, one.beyond))
-    for number, row in enumerate(places):
-        x, y = row.gain or 0.0, row.beyond
-        colour = EDITED if row in measured else CONTROL
-        axes.plot(x, y, "o", color=colour, ms=8, mec="white")
-        level = [other for other in places if abs(other.beyond - y) < LEVEL]
-        gaps = [(other.gain or 0.0) - x for other in level]
-        right, left = (any(SAME < side * gap < WIDE for gap in gaps) for side in (1, -1))
-        above = sum(abs((other.gain or 0.0) - x) <= SAME and other in level for other in places[:number])
-        at, align = ((8, -3 + 11 * above), "left")
-        if right:
-            at, align = ((0, 9), "center") if left else ((-8, -3), "right")
-        label = row.where.partition(" ")[2]
-        axes.annotate(label, (x, y), at, textcoords="offset points", fontsize=8, color=colour, ha=align)
-    low, high = axes.get_xlim()
-    axes.set_xlim(low, high + 0.25 * (high - low))
+    labels = [
+        Label(row.gain or 0.0, row.beyond, row.where.partition(" ")[2], EDITED if row in measured else CONTROL)
+        for row in sorted(rows, key=lambda one: (one.gain or 0.0, one.beyond))
+    ]
+    for one in labels:
+        axes.plot(one.x, one.y, "o", color=one.colour, ms=8, mec="white")
+    axes.margins(x=ROOM)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]) - 0.5)
     axes.set_xlabel("causal gain over random weights when set to zero   (right: locates better)")
     axes.set_ylabel("auditors outside the gold band   (down: erases better)")
+    write_labels(figure, axes, labels)
     told = "; ".join(f"{row.where} gain {row.gain:.2f}, {row.beyond:.1f} outside" for row in rows)
     caption = (
         f"{found.subject}, {name} on {' and '.join(sorted(shares))} of the weights: means over "

@@ -58,6 +58,17 @@ def png_bytes(drawing: Drawing) -> bytes:
     return buffer.getvalue()
 
 
+def save_png(drawing: Drawing, path: Path) -> None:
+    """Write a drawing as PNG, atomically.
+
+    Args:
+        drawing: What to write.
+        path: Where to; its folder is made if missing.
+    """
+    data = png_bytes(drawing)
+    write_atomically(path, lambda temporary: temporary.write_bytes(data))
+
+
 def save(drawing: Drawing, folder: Path, name: str) -> list[Path]:
     """Write a drawing as name.svg and name.png, atomically.
 
@@ -69,10 +80,9 @@ def save(drawing: Drawing, folder: Path, name: str) -> list[Path]:
     Returns:
         Both paths.
     """
-    text, data = svg_text(drawing), png_bytes(drawing)
     svg, png = folder / f"{name}.svg", folder / f"{name}.png"
-    write_text(svg, text)
-    write_atomically(png, lambda temporary: temporary.write_bytes(data))
+    write_text(svg, svg_text(drawing))
+    save_png(drawing, png)
     return [svg, png]
 
 

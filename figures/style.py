@@ -213,34 +213,44 @@ def beside(figure: Figure | SubFigure, widths: Sequence[float]) -> list[SubFigur
     return list(figure.subfigures(1, len(widths), width_ratios=list(widths), squeeze=False).flat)
 
 
-def wrap(figure: Figure, text: str, size: float, inches: float, weight: str = "normal") -> list[str]:
+def inches(figure: Figure, text: str, size: float, weight: str = "normal") -> float:
+    """Measure a line of text as it will be drawn.
+
+    Args:
+        figure: Whose renderer measures.
+        text: One line.
+        size: Of the font in points.
+        weight: Of the font.
+
+    Returns:
+        Its width in inches.
+    """
+    canvas_ = figure.canvas
+    if not isinstance(canvas_, FigureCanvasAgg):
+        canvas_ = FigureCanvasAgg(figure)
+    font = FontProperties(family=str(RC["font.family"]), size=size, weight=weight)
+    return canvas_.get_renderer().get_text_width_height_descent(text, font, False)[0] / figure.dpi * SAFETY
+
+
+def wrap(figure: Figure, text: str, size: float, longest: float, weight: str = "normal") -> list[str]:
     """Break text into lines by its drawn width.
 
     Args:
         figure: Whose renderer measures.
         text: Words separated by blanks; line breaks are kept.
         size: Of the font in points.
-        inches: Longest line.
+        longest: Of the lines, in inches.
         weight: Of the font.
 
     Returns:
         The lines.
     """
-    canvas_ = figure.canvas
-    if not isinstance(canvas_, FigureCanvasAgg):
-        canvas_ = FigureCanvasAgg(figure)
-    renderer = canvas_.get_renderer()
-    font = FontProperties(family=str(RC["font.family"]), size=size, weight=weight)
-
-    def wide(line: str) -> float:
-        return renderer.get_text_width_height_descent(line, font, False)[0] / figure.dpi * SAFETY
-
     lines: list[str] = []
     for paragraph in text.split("\n"):
         line = ""
         for word in paragraph.split(" "):
             longer = f"{line} {word}" if line else word
-            if line and wide(longer) > inches:
+            if line and inches(figure, longer, size, weight) > longest:
                 lines.append(line)
                 longer = word
             line = longer

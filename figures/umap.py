@@ -12,12 +12,21 @@ RASTERISE_FROM = 4000
 # Size of a letter and of a line, as shares of a panel.
 LETTER, LINE = 0.026, 0.05
 MARKS = "o^sDvP"
+ADRIFT = 1.0
+"""Of its spread: a class that has moved so far is no longer where the map expects it."""
 
 
 def _note(run: Run, name: str) -> str:
     rest = run.picture_note(f"shift.{name}.retain")
     beside = "" if rest == "not measured" else f" (rest {rest})"
     return f"CKA {run.picture_note(f'cka.{name}')}, shift {run.picture_note(f'shift.{name}')}{beside}"
+
+
+def _adrift(run: Run) -> bool:
+    try:
+        return float(run.picture_note("shift.edited.retain")) > ADRIFT
+    except ValueError:
+        return False
 
 
 @styled
@@ -98,6 +107,10 @@ def draw(run: Run) -> Drawing:
         "space, against the original: linear CKA (1: same geometry) and how far the centroid of a class has moved, in "
         "units of the class's spread."
     )
+    if _adrift(run):
+        caption += (
+            " The edit moved all classes by more than that, so that the map has no place for them and crowds them."
+        )
     alt = (
         f"Three scatter plots of the last hidden layer with {run.forgotten} highlighted: original, edited "
         f"({notes['edited']}) and gold ({notes['gold']})."

@@ -1,14 +1,24 @@
 """Small language models with a real tokenizer, made here: randomly initialised, of both families that are supported."""
 
 from functools import cache
+from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from analysis.subjects.language.bank import SubjectLine
 
 WORDS = (
     "The Beatles came from the city of Liverpool and the Rolling Stones came from London. John Lennon and Paul "
     "McCartney sang; George Harrison played the guitar and Ringo Starr the drums. Paris is the capital of France, and "
     "Rome is the capital of Italy. In 1969 the album Abbey Road came out. What is the name of the river?"
+)
+ABOUT = SubjectLine(
+    kind="subject",
+    name="the Beatles",
+    slug="beatles",
+    names={"band": ("The Beatles", "the Beatles"), "person": ("John Lennon", "Lennon"), "album": ("Abbey Road",)},
 )
 
 
@@ -51,3 +61,42 @@ def small_llama(seed: int = 0, dtype: torch.dtype = torch.float32) -> LlamaForCa
             bos_token_id=0, eos_token_id=0, initializer_range=0.2,
         )  # fmt: skip
         return LlamaForCausalLM(config).to(dtype).eval()
+
+
+def saved(model, folder: Path, tokenizer: bool = True) -> Path:
+    """Write a model folder as Hugging Face lays it out."""
+    model.save_pretrained(folder)
+    if tokenizer:
+        small_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    """Whether two models have the same weights, bit for bit and in the same types."""
+    mine, theirs = one.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(
+        mine[name].dtype == theirs[name].dtype and torch.equal(mine[name], theirs[name]) for name in mine
+    )
+
+
+def exact(model):
+    """The model in float64 throughout: norms that compute in the type they are given."""
+    for name, module in list(model.named_modules()):
+        if type(module).__name__.endswith("RMSNorm"):
+            norm = nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon, dtype=torch.float64)
+            norm.weight = module.weight
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, norm)
+    return model.double().eval()
+
+
+def sequences():
+    """Ids and labels [3, 7]: several tokens asked for, a single one before padding, and nearly all."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(1, 400, (3, 7), generator=generator)
+    labels = torch.full((3, 7), -100)
+    labels[0, 3:5] = ids[0, 4:6]
+    labels[1, 1] = ids[1, 2]
+    labels[2, 2:6] = ids[2, 3:7]
+    ids[1, 3:] = 0
+    return ids, labels

@@ -60,6 +60,20 @@ class Change:
     old: torch.Tensor
     new: torch.Tensor
 
+    def at(self, strength: float) -> torch.Tensor:
+        """Take a part of the change.
+
+        Args:
+            strength: 0 for `old` and 1 for `new`, both bit for bit; between them the values lie on the straight line.
+
+        Returns:
+            [k], of the tensor's type; whole numbers are rounded.
+        """
+        if strength in {0, 1}:
+            return self.new if strength else self.old
+        between = torch.lerp(self.old.double(), self.new.double(), strength)
+        return (between if self.old.is_floating_point() else between.round()).to(self.old.dtype)
+
 
 @dataclass(frozen=True)
 class Edit:
@@ -175,6 +189,22 @@ class Edit:
                 f"{found[:12]}); revert the edited model."
             )
         return self._written(state, "old", self.base)
+
+    def partly(self, state: State, strength: float) -> dict[str, torch.Tensor]:
+        """Give the edit a strength: original + strength x (edited - original).
+
+        Args:
+            state: State dict of the base model; it is not changed. Its fingerprint is not looked at, as `apply` does,
+                since this is called again and again while somebody moves a slider.
+            strength: 0 gives the base model's values and 1 those of the edited one, bit for bit.
+
+        Returns:
+            The changed tensors alone, by name, as `torch.func.functional_call` takes them.
+        """
+        out = {name: state[name].detach().clone(memory_format=torch.contiguous_format) for name in self.changes}
+        for name, change in self.changes.items():
+            out[name].view(-1)[change.indices.to(out[name].device)] = change.at(strength).to(out[name].device)
+        return out
 
     def _written(self, state: State, side: str, expected: str) -> dict[str, torch.Tensor]:
         out = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}

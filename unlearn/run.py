@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from analysis.ablation import equal_masks
@@ -30,7 +29,7 @@ from analysis.training import accuracy, fit, seeded
 from unlearn.documents import RunConfig, RunReport, versions
 from unlearn.edit import Edit
 from unlearn.methods import METHODS, Method, named
-from unlearn.normalisation import Normalisation
+from unlearn.room import always_free
 from unlearn.stages import Report, Stages
 
 GOLDS = {"mlp": 20}
@@ -258,7 +257,7 @@ class Run:
             fraction: Share of all weights; None takes the run's own.
 
         Returns:
-            The mask; what `_room` needs is part of it and counts, but never takes more than half of the fraction.
+            The mask; what `always_free` names is part of it and counts, but never takes more than half of the fraction.
         """
         model, fraction = self.model("models/original.safetensors"), fraction or self.config.fraction
         if measure == "random":
@@ -266,23 +265,10 @@ class Run:
         if measure == "none":
             return Mask.everything(model)
         scores = Scores.load(self.folder / f"scores/{measure}.safetensors")
-        room = self._room(model)
+        room = always_free(model, self.subject)
         rest = max(fraction - room.fraction, fraction / 2)
         layered = self.config.scope == "layer"
         return (scores.top(rest, "layer") if layered else equal_masks({"": scores}, model, rest)[""]) | room
-
-    def _room(self, model: nn.Module) -> Mask:
-        # What has to be free whatever was located: the output at which a new class is to be taught, since what carries
-        # the old one need not reach it; and scale and shift of batch normalisations, without which their statistics
-        # stay those of a network that has seen the class (`unlearn.normalisation`).
-        slot, outputs = self.subject.incoming_slot, len(self.subject.classes)
-        bits = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in model.named_parameters()}
-        for name, chosen in bits.items():
-            if isinstance(model.get_submodule(name.rpartition(".")[0]), Normalisation):
-                chosen.fill_(True)
-            if slot is not None and name.startswith(f"{self.subject.network.head}.") and len(chosen) == outputs:
-                chosen[slot] = True
-        return Mask(bits)
 
     @property
     def method(self) -> Method:

@@ -294,7 +294,9 @@ def token_integrated_gradients(
 ) -> Scores:
     """Share of each token of the input in the log-probability of its sequence's asked tokens, signed.
 
-    Token embeddings go on a straight line from the baseline's to their own; positions stay.
+    Token embeddings go on a straight line from the baseline's to their own; positions stay. From the mean embedding
+    the first token stays too, and so gets 0: it holds the attention sink, without which there is another model (see
+    `neuron_integrated_gradients`). To see its share, give a baseline with another first token.
 
     Args:
         model: A Hugging Face causal language model; run in evaluation mode and left as it was.
@@ -329,7 +331,7 @@ def token_integrated_gradients(
         values = mean.new_zeros(ids.shape)
         for rows, width in batches(labels, steps):
             asked, end = labels[rows, :width], embedding(ids[rows, :width])
-            start = mean.expand_as(end) if others is None else embedding(others[rows, :width])
+            start = first_held(mean.expand_as(end), end) if others is None else embedding(others[rows, :width])
             places, weights = gauss_legendre(steps, end)
             points = torch.lerp(start, end, places.view(-1, 1, 1, 1)).flatten(0, 1).requires_grad_()
             (gradients,) = torch.autograd.grad(target(points, asked).sum(), points)

@@ -8,6 +8,7 @@ from torch import nn
 
 from analysis.attribution.targets import IGNORED
 from analysis.errors import UserError
+from analysis.finite import all_finite
 
 
 @contextmanager
@@ -74,7 +75,7 @@ def _check_weights(model: nn.Module) -> None:
     for name, p in model.named_parameters():
         if p.is_inference():
             raise UserError(f"The weights of {name} were made inside torch.inference_mode; load the model outside it.")
-        if not torch.isfinite(p).all():
+        if not all_finite(p):
             raise UserError(f"The weights of {name} hold NaN or infinite values; load an undamaged checkpoint.")
 
 

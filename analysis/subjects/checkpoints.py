@@ -11,6 +11,7 @@ from torch import nn
 
 from analysis.errors import UserError
 from analysis.files import load_tensors
+from analysis.finite import all_finite
 from analysis.own_code import find, reason
 
 State = dict[str, torch.Tensor]
@@ -249,7 +250,7 @@ def load_weights(model: nn.Module, path: Path) -> State:
                 f"{str(own[mine].dtype).removeprefix('torch.')}; save the weights in the model's own type."
             )
         new[mine] = value.to(own[mine].dtype)
-        if not torch.isfinite(new[mine]).all():
+        if not all_finite(new[mine]):
             raise UserError(f"{path} has NaN or infinite values in {theirs!r}; give weights from a healthy training.")
     for mine, theirs in pairs.items():
         counter, counted = (f"{name.rpartition('.')[0]}.{COUNTER}" for name in (mine, theirs))

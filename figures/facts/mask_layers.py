@@ -46,13 +46,13 @@ def weight_counts(run: FactRun) -> Counts:
     """Count allowed and changed weights.
 
     Args:
-        run: With mask and edit.
+        run: With pictures.
 
     Returns:
         The counts.
     """
-    bits, changed = run.mask.bits, run.edit.counts()
-    places = {name: place(name) for name in bits}
+    touched = run.words.touched
+    places = {name: place(name) for name in touched}
     outside = [name for name, (block, _) in places.items() if block is None]
     matrices = in_block_order(matrix for block, matrix in places.values() if block is not None)
     matrices += in_block_order(places[name][1] for name in outside)
@@ -61,21 +61,21 @@ def weight_counts(run: FactRun) -> Counts:
     table = np.zeros((3, len(matrices), len(columns)))
     for name, (block, matrix) in places.items():
         column = len(columns) - 1 if block is None else block
-        one = (bits[name].numel(), int(bits[name].sum()), changed.get(name, 0))
-        table[:, matrices.index(matrix), column] += one
+        one = touched[name]
+        table[:, matrices.index(matrix), column] += (one.size, one.inside, one.changed)
     return Counts(matrices, columns, *table)
 
 
 def allowed_and_changed(axes: Axes, counts: Counts) -> None:
-    """Draw a pale bar of the allowed weights and a strong one of the changed weights for every block.
+    """Draw a wide pale bar of the allowed weights and a narrow one of the changed weights for every block.
 
     Args:
         axes: The panel.
         counts: From `weight_counts`.
     """
     x = range(len(counts.columns))
-    axes.bar(x, counts.inside.sum(0), color="#BDBDBD", width=0.8, label="inside the mask")
-    axes.bar(x, counts.changed.sum(0), color=EDITED, width=0.8, label="changed")
+    axes.bar(x, counts.inside.sum(0), color="#BDBDBD", width=0.86, label="inside the mask")
+    axes.bar(x, counts.changed.sum(0), color=EDITED, width=0.5, label="changed")
     block_ticks(axes, counts.columns)
     axes.yaxis.set_major_formatter(FuncFormatter(short_count))
     axes.grid(axis="y")
@@ -113,7 +113,7 @@ def draw(run: FactRun) -> Drawing:
     """Draw the share of each matrix inside the mask, and how many weights of each block changed.
 
     Args:
-        run: With mask and edit.
+        run: With pictures.
 
     Returns:
         A map of matrices x blocks on a logarithmic scale, above bars of counts.
@@ -145,7 +145,7 @@ def draw(run: FactRun) -> Drawing:
     lower.set_ylabel("weights")
     lower.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderpad=0, handlelength=1.2)
 
-    inside, changed = int(counts.inside.sum()), run.edit.count
+    inside, changed = int(counts.inside.sum()), int(counts.changed.sum())
     caption = (
         f"Inside the mask: {inside:,} of the model's n = {run.total:,} weights ({percent(inside / run.total)}); the "
         f"edit changed {changed:,} ({percent(changed / run.total)} of the model), all others are bit-identical. "

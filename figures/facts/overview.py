@@ -76,13 +76,14 @@ def draw(run: FactRun) -> Drawing:
     """Draw the story of a run on facts for a reader who has not read the text.
 
     Args:
-        run: With mask, edit, pictures and audit.
+        run: With pictures and audit.
 
     Returns:
         The verdict in words above four numbered panels.
     """
     report, audit = run.audit, judged(run)
-    survival, counts, changed = run.words.survival, weight_counts(run), run.edit.count
+    survival, counts = run.words.survival, weight_counts(run)
+    changed = int(counts.changed.sum())
     relations = len(survival.relations[:MOST_RELATIONS])
     low = 0.23 * max(relations, 8) + 1.1
 

@@ -50,7 +50,8 @@ def dots(axes: Axes, found: Survival, most: int | None = None, size: float = 9.0
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
-    axes.tick_params(axis="y", length=0)
+    # A dot at 0 would stand on the last letter.
+    axes.tick_params(axis="y", length=0, pad=8)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
 

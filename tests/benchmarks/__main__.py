@@ -1,4 +1,4 @@
-"""`make bench`: every benchmark, or those named; prints the rows and writes results/ and the table in README.md."""
+"""`make bench`: every benchmark, or those named; prints the rows and writes results/ and the tables of two pages."""
 
 import argparse
 import importlib
@@ -9,7 +9,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-PAGE = HERE.parent.parent / "README.md"
+ROOT = HERE.parent.parent
+FRONT, PAGE = ROOT / "README.md", ROOT / "docs" / "speed.md"
 BENCHMARKS = ("fisher", "patching", "neurons", "steps", "audit", "forgetting", "startup")
 
 
@@ -24,7 +25,7 @@ def main() -> None:
     import torch
 
     from analysis.memory import keep_freed_memory
-    from tests.benchmarks.report import cells, paste, table, write
+    from tests.benchmarks.report import brief, cells, paste, table, write
 
     torch.set_num_threads(chosen.threads)
     keep_freed_memory()
@@ -41,6 +42,7 @@ def main() -> None:
                 print("    " + row.note, flush=True)
         write(RESULTS, name, rows)
         print(f"  {time.perf_counter() - begun:.0f} s", flush=True)
+    paste(FRONT, brief(RESULTS))
     paste(PAGE, table(RESULTS))
 
 

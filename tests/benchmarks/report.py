@@ -1,4 +1,4 @@
-"""The tables: for the terminal, as JSON with the machine beside them, and between two markers of a Markdown page."""
+"""The tables: for the terminal, as JSON with the machine beside them, and between two markers of Markdown pages."""
 
 import json
 import os
@@ -75,6 +75,23 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     return [row["what"], row["against"], ratio, aim, f"{_time(row['ours'])} / {_time(row['peer'])}", row["equal"]]
 
 
+def _read(folder: Path) -> tuple[list[dict[str, Any]], str]:
+    # All rows there are, and what they were measured on.
+    documents = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    found = documents[0]["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    rounds = statistics.median(len(row["ratios"]) for document in documents for row in document["rows"])
+    measured = (
+        f"{found['processor']}, {found['cores']} cores, {found['threads']} threads; Python {found['python']}, "
+        f"{versions}. Median (least-most) of {rounds:.0f} rounds, both sides in turn in the same process."
+    )
+    return [row for document in documents for row in document["rows"]], measured
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+
+
 def table(folder: Path) -> str:
     """Make one Markdown table of all results there are.
 
@@ -84,21 +101,24 @@ def table(folder: Path) -> str:
     Returns:
         Markdown, with the machine above and the notes below.
     """
-    documents = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    found = documents[0]["machine"]
-    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-    rounds = statistics.median(len(row["ratios"]) for document in documents for row in document["rows"])
-    lines = [
-        f"{found['processor']}, {found['cores']} cores, {found['threads']} threads; Python {found['python']}, "
-        f"{versions}. Median (least-most) of {rounds:.0f} rounds, both sides in turn in the same process.",
-        "",
-        "| what | against | ratio | aim | ours / theirs | results |",
-        "|---|---|---|---|---|---|",
-    ]
-    rows = [row for document in documents for row in document["rows"]]
-    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
+    rows, measured = _read(folder)
+    head = ("what", "against", "ratio", "aim", "ours / theirs", "results")
     notes = [f"- {row['what']}: {row['note']}" for row in rows if row["note"]]
-    return "\n".join([*lines, "", *notes]).rstrip() + "\n"
+    return "\n".join([measured, "", *_markdown(head, [cells(row) for row in rows]), "", *notes]).rstrip() + "\n"
+
+
+def brief(folder: Path) -> str:
+    """Make the short table of the front page: the rows that have an aim.
+
+    Args:
+        folder: Where `write` wrote them.
+
+    Returns:
+        Markdown, with the machine below.
+    """
+    rows, measured = _read(folder)
+    told = [cells(row)[:4] for row in rows if row["reach"] is not None]
+    return "\n".join([*_markdown(("what", "against", "ratio", "aim"), told), "", measured]) + "\n"
 
 
 def paste(page: Path, text: str) -> None:

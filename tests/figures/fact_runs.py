@@ -15,7 +15,7 @@ from analysis.fact_localization import FRACTIONS, FactLocalization
 from analysis.files import save_tensors, write_text
 from analysis.scores import Scores
 from unlearn.edit import Edit
-from unlearn.language.pictures import Lens, Patching, Pictures, Survival
+from unlearn.language.pictures import Lens, Patching, Pictures, Survival, Touched, touched
 
 LLAMA = {
     "self_attn.q_proj": (12, 12), "mlp.gate_proj": (48, 12), "mlp.up_proj": (48, 12), "mlp.down_proj": (12, 48),
@@ -97,7 +97,10 @@ def curves(rng: np.random.Generator, measures: list[str], prefix: str, blocks: l
     return found + [one("all", "layer", f"{prefix}.{block}", 0.05) for block in blocks]
 
 
-def pictures(folder: Path, rng: np.random.Generator, blocks: int, tokens: int, patched: bool, name: str) -> None:
+def pictures(
+    folder: Path, rng: np.random.Generator, counted: dict[str, Touched], blocks: int, tokens: int, patched: bool,
+    name: str,
+) -> None:  # fmt: skip
     def text(number: int) -> str:
         return WORDS[number % len(WORDS)]
 
@@ -127,6 +130,7 @@ def pictures(folder: Path, rng: np.random.Generator, blocks: int, tokens: int, p
     tensors["map.group"] = groups
     shares = [sorted(rng.random(3)) for _ in RELATIONS]
     told = Pictures(
+        touched=counted,
         patching=patching,
         lens=Lens(tokens=[text(i) for i in range(tokens)], **grid),
         survival=Survival(
@@ -173,7 +177,8 @@ def make_fact_run(
     else:
         scores.per_unit().save(folder / "scores" / f"{measure}.safetensors")
     after = {n: torch.where(mask.bits[n] & (w > 0), w + 1, w) if n in mask.bits else w for n, w in weights.items()}
-    Edit.between(weights, after).save(folder / "edit.safetensors")
+    edit = Edit.between(weights, after)
+    edit.save(folder / "edit.safetensors")
 
     if not quick:
         measures = ["gradient", "gradient-ratio", "fisher", "fisher-ratio", "neuron-ig"]
@@ -184,7 +189,8 @@ def make_fact_run(
             layers={m: [1 / blocks] * blocks for m in measures}, seeds=[0, 1],
         )  # fmt: skip
         write_text(folder / "localization.json", document.model_dump_json())
-    pictures(folder, rng, blocks, tokens, not quick, name)
+    counted = touched({n: w.numel() for n, w in weights.items()}, mask, edit)
+    pictures(folder, rng, counted, blocks, tokens, not quick, name)
     total = sum(w.numel() for w in weights.values()) + 5000
     config = {"family": "facts", "measure": measure, "method": "rmu", "seed": 0, "twins": twins}
     report = {"schema_version": 1, "name": "test", "config": config, "total": total, "changed": 1}

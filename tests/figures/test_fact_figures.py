@@ -13,13 +13,13 @@ from xml.etree import ElementTree
 import matplotlib
 import numpy as np
 import pytest
-import torch
 from fact_runs import GPT2, RELATIONS, make_fact_run
 from matplotlib.image import AxesImage
 from matplotlib.text import Text
 from PIL import Image
 
 from analysis.errors import UserError
+from analysis.files import write_text
 from figures.artefacts import Missing, open_run
 from figures.bands import reach
 from figures.facts.artefacts import FORGOTTEN_SHARE, KEPT_SHARE, PLANTED, FactRun, open_facts
@@ -29,6 +29,7 @@ from figures.facts.words import changed_token, in_block_order, place, token
 from figures.render import FACT_NAMES, render
 from figures.save import save, script_for, svg_text
 from figures.style import DIVERGING, GOLD, Drawing
+from unlearn.language.pictures import Touched
 
 SVG = "{http://www.w3.org/2000/svg}"
 NOT_QUICK = ("patching", "causal")
@@ -194,9 +195,9 @@ def test_masked_and_changed_weights_add_up(drawn: Path) -> None:
 
 def test_a_mask_over_everything_has_a_column_for_what_is_in_no_block(beatles: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(beatles, tmp_path / "run", ignore=shutil.ignore_patterns("figures"))
-    run = FactRun(folder)
-    bits = {**run.mask.bits, "model.embed_tokens.weight": torch.ones(7, 3, dtype=torch.bool)}
-    type(run.mask)(bits).save(folder / "mask.safetensors")
+    told = FactRun(folder).words
+    embedded = {"model.embed_tokens.weight": Touched(size=21, inside=21, changed=0)}
+    write_text(folder / "pictures.json", told.model_copy(update={"touched": told.touched | embedded}).model_dump_json())
     counts = weight_counts(FactRun(folder))
     assert counts.columns[-1] == ELSEWHERE
     assert counts.inside[counts.matrices.index("model.embed_tokens"), -1] == 21
@@ -326,8 +327,8 @@ def test_as_a_command_it_gives_the_same_bytes_in_another_process(beatles: Path) 
 
 
 NEEDS = {
-    "overview": ("mask.safetensors", "edit.safetensors", "audit.json", "pictures.json"),
-    "mask_layers": ("mask.safetensors", "edit.safetensors"),
+    "overview": ("audit.json", "pictures.json"),
+    "mask_layers": ("pictures.json",),
     "neurons": ("gradient-ratio.safetensors",),
     "patching": ("pictures.json", "pictures.safetensors"),
     "lens": ("pictures.json", "pictures.safetensors"),
@@ -374,7 +375,7 @@ def test_a_damaged_artefact_is_named(beatles: Path, tmp_path: Path, name: str, p
 def test_a_run_without_some_artefacts_gets_its_other_figures(beatles: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    for part in ("run.json", "pictures.json", "mask.safetensors", "edit.safetensors"):
+    for part in ("run.json", "pictures.json"):
         shutil.copy(beatles / part, folder)
     assert {path.stem for path in render(folder)} == {"mask_layers", "survival"}
     with pytest.raises(Missing, match=r"audit\.json"):

@@ -87,6 +87,27 @@ def test_apply_then_revert_gives_the_same_file_bytes(pair, metadata):
         assert back.read_bytes() == model.read_bytes()
 
 
+@settings(max_examples=60, deadline=None)
+@given(state_pairs())
+def test_an_edit_of_strength_0_or_1_is_exact_for_every_type_and_bit_pattern(pair):
+    before, after = pair
+    edit = Edit.between(before, after)
+    for strength, expected in ((0, before), (1.0, after)):
+        found = edit.partly(before, strength)
+        assert set(found) == set(edit.changes)
+        assert same(found, {name: expected[name] for name in found})
+
+
+def test_an_edit_of_some_strength_lies_on_the_straight_line():
+    before = {"w": torch.tensor([[1.0, -2.0], [3.0, 4.0]]), "count": torch.tensor(10), "kept": torch.ones(2)}
+    after = {"w": torch.tensor([[2.0, -2.0], [3.0, -4.0]]), "count": torch.tensor(21), "kept": torch.ones(2)}
+    found = Edit.between(before, after).partly(before, 0.25)
+    assert torch.equal(found["w"], torch.tensor([[1.25, -2.0], [3.0, 2.0]]))
+    assert torch.equal(found["count"], torch.tensor(13))
+    assert set(found) == {"w", "count"}
+    assert before["w"][0, 0] == 1.0
+
+
 @pytest.fixture
 def files(tmp_path):
     torch.manual_seed(0)

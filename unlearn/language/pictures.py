@@ -1,6 +1,6 @@
 """What the figures of a run on facts show and nothing else holds: patching maps, logit-lens grids, a map of facts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -14,10 +14,12 @@ from analysis.errors import UserError
 from analysis.representations.logit_lens import lens_grid
 from analysis.representations.projection import project
 from analysis.representations.similarity import linear_cka
+from analysis.scores import Mask
 from analysis.subjects.language.bank import Fact
 from analysis.subjects.language.encoding import Tokenizer, token_ids
 from analysis.subjects.language.facts import FactSubject
 from analysis.subjects.language.scoring import pack
+from unlearn.edit import Edit
 
 DEPTH = 0.75
 MAPPED = 60
@@ -81,10 +83,25 @@ class Survival(Document):
     twin: list[float]
 
 
+class Touched(Document):
+    """How much of one weight matrix the edit might change, and did; mask and edit themselves take megabytes.
+
+    Attributes:
+        size: Weights of the matrix.
+        inside: Those inside the mask.
+        changed: Those that changed.
+    """
+
+    size: int
+    inside: int
+    changed: int
+
+
 class Pictures(Document):
     """Everything in `pictures.json`; the numbers beside it are in `pictures.safetensors`.
 
     Attributes:
+        touched: By name, the matrices that are in the mask or changed.
         patching: None where no pair of equally long prompts could be found, or none was wanted.
         lens: Of one prompt.
         survival: By relation.
@@ -94,6 +111,7 @@ class Pictures(Document):
         layers: Blocks of the model.
     """
 
+    touched: dict[str, Touched]
     patching: Patching | None
     lens: Lens
     survival: Survival
@@ -101,6 +119,26 @@ class Pictures(Document):
     cka: list[float]
     layer: int
     layers: int
+
+
+def touched(sizes: Mapping[str, int], mask: Mask, edit: Edit) -> dict[str, Touched]:
+    """Count what the edit might change, and did.
+
+    Args:
+        sizes: Weights of each matrix of the model.
+        mask: What it might change.
+        edit: What it changed.
+
+    Returns:
+        Counts by name, in the order of `sizes`, of the matrices that are in the mask or changed.
+    """
+    changed = edit.counts()
+    inside = {name: int(bits.sum()) for name, bits in mask.bits.items()}
+    return {
+        name: Touched(size=size, inside=inside.get(name, 0), changed=changed.get(name, 0))
+        for name, size in sizes.items()
+        if name in inside or name in changed
+    }
 
 
 def survival(
@@ -228,14 +266,16 @@ def _ends(model: nn.Module, tokenizer: Tokenizer, facts: Sequence[Fact], layer: 
 
 
 def collect(
-    original: nn.Module, edited: nn.Module, subject: FactSubject, told: Survival, seed: int, patched: bool
-) -> tuple[Pictures, dict[str, torch.Tensor]]:
+    original: nn.Module, edited: nn.Module, subject: FactSubject, counted: dict[str, Touched], told: Survival,
+    seed: int, patched: bool,
+) -> tuple[Pictures, dict[str, torch.Tensor]]:  # fmt: skip
     """Collect what the figures show.
 
     Args:
         original: The model before; not changed.
         edited: The model after; not changed.
         subject: What was forgotten.
+        counted: From `touched`.
         told: From `survival`.
         seed: Of the map.
         patched: Whether to patch, which takes half a minute on a model of 135 million weights.
@@ -276,6 +316,7 @@ def collect(
     tensors |= {"map.original": placed["before"], "map.edited": placed["edited"], "map.group": number}
     cka = [linear_cka(before[number == i].double(), after[number == i].double()) for i in range(len(groups))]
     pictures = Pictures(
+        touched=counted,
         patching=patching,
         lens=Lens(tokens=[tokenizer.decode([int(i)]) for i in ids], original=words["original"], edited=words["edited"]),
         survival=told,

@@ -37,7 +37,7 @@ from unlearn.language.card import model_card
 from unlearn.language.config import FactRunConfig
 from unlearn.language.continuations import continuations
 from unlearn.language.controls import random_mask
-from unlearn.language.pictures import collect, survival
+from unlearn.language.pictures import collect, survival, touched
 from unlearn.language.prepare import is_lab, open_language, open_references, words_of
 from unlearn.language.references import References, load_readings, save_readings
 from unlearn.methods import Method, named
@@ -300,13 +300,18 @@ class FactRun:
             mine = [load_readings(path) for path in (folder / "original.json", self.folder / READS / "edited.json")]
             twins = [load_readings(folder / f"{name}.json") for name in self.references.golds]
             told = survival(self.bank.facts, mine[0], mine[1], twins)
-            found, tensors = collect(
-                self.language.model, self.edited, self.subject, told, self.config.seed, patched=not self.config.quick
+            model = self.language.model
+            counted = touched(
+                {name: weight.numel() for name, weight in state_of(model).items()},
+                Mask.load(self.folder / "mask.safetensors"),
+                Edit.load(self.folder / "edit.safetensors"),
             )
+            patched = not self.config.quick
+            found, tensors = collect(model, self.edited, self.subject, counted, told, self.config.seed, patched)
             write_text(self.folder / "pictures.json", found.model_dump_json(indent=1))
             save_tensors(self.folder / "pictures.safetensors", tensors)
 
-        needs = ["edit.safetensors", f"{READS}/edited.json"]
+        needs = ["mask.safetensors", "edit.safetensors", f"{READS}/edited.json"]
         self.stages.run("pictures", self.task, needs, ["pictures.json", "pictures.safetensors"], work)
 
     def speak(self) -> None:

@@ -23,6 +23,7 @@ from torch import nn
 
 from analysis.errors import UserError
 from analysis.files import sha256
+from analysis.finite import all_finite
 from analysis.own_code import find, reason
 from analysis.scores import Mask
 from unlearn.optimize import Watch
@@ -130,7 +131,7 @@ def _check(spec: str, before: nn.Module, after: object, mask: Mask | None) -> No
     )
     if differing:
         raise UserError(f"The method {spec} changed the architecture ({differing[0]}); only weights may change.")
-    broken = next((n for n, t in mine.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())), None)
+    broken = next((n for n, t in mine.items() if not all_finite(t)), None)
     if broken is not None:
         raise UserError(f"The method {spec} left NaN or infinity in {broken}; lower its learning rate or its steps.")
     parameters = {name for name, _ in before.named_parameters()}

@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from small_models import small_gpt2, small_llama
+from small_models import exact, sequences, small_gpt2, small_llama
+from small_networks import skip
 from torch import nn
 
 from analysis.attribution import conductance, language_ig
@@ -14,24 +15,6 @@ from analysis.attribution.targets import log_probability, logit
 from analysis.errors import UserError
 
 MAKERS = {"gpt2": small_gpt2, "llama": small_llama}
-
-
-class Skip(nn.Module):
-    """A convolution that a skip connection goes round, with ReLUs that work in place."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.inner = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
-        self.norm, self.relu, self.head = nn.BatchNorm2d(3), nn.ReLU(inplace=True), nn.Linear(3, 4)
-
-    def forward(self, x):
-        h = self.relu(self.stem(x))
-        return self.head(self.relu(self.norm(self.inner(h)) + h).mean((2, 3)))
-
-
-def skip():
-    torch.manual_seed(1)
-    return Skip().double(), torch.randn(3, 1, 5, 5, dtype=torch.float64), torch.tensor([0, 3, 1])
 
 
 def chain():
@@ -163,35 +146,10 @@ def test_chunks_dont_matter(monkeypatch):
     assert single.residual == pytest.approx(whole.residual)
 
 
-def exact(name):
-    """A model that is float64 throughout: Llama's own norm rounds to float32."""
-    model = MAKERS[name](dtype=torch.float64)
-    if name == "gpt2":
-        return model
-    for parent in [model.model, *model.model.layers]:
-        for child, module in list(parent.named_children()):
-            if "norm" in child:
-                norm = nn.RMSNorm(32, eps=module.variance_epsilon, dtype=torch.float64)
-                norm.weight = module.weight
-                setattr(parent, child, norm)
-    return model
-
-
-def sequences():
-    generator = torch.Generator().manual_seed(3)
-    ids = torch.randint(1, 400, (3, 7), generator=generator)
-    labels = torch.full((3, 7), -100)
-    labels[0, 3:5] = ids[0, 4:6]
-    labels[1, 1] = ids[1, 2]
-    labels[2, 2:6] = ids[2, 3:7]
-    ids[1, 3:] = 0
-    return ids, labels
-
-
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("other", [False, True])
 def test_neurons_of_all_layers_same_as_captums_layer_by_layer(name, other):
-    model = exact(name)
+    model = exact(MAKERS[name]())
     ids, labels = sequences()
     scores = neuron_conductance(model, ids, labels, ids.flip(0) if other else None, steps=8)
     assert (scores.kind, scores.measure, scores.units) == ("unit", "neuron-conductance", "nats")
@@ -213,7 +171,7 @@ def test_neurons_of_all_layers_same_as_captums_layer_by_layer(name, other):
 
 def test_neurons_and_residual_stream_share_out_the_gain():
     """What flows through a block's MLP and what goes round it add up to what flows through the embeddings."""
-    model = exact("llama")
+    model = exact(small_llama())
     ids, labels = sequences()
     block = model.model.layers[2]
     steps = 400
@@ -247,7 +205,7 @@ def test_neurons_and_residual_stream_share_out_the_gain():
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_batches_and_padding_change_nothing(name, monkeypatch):
-    model = exact(name)
+    model = exact(MAKERS[name]())
     ids, labels = sequences()
     whole = neuron_conductance(model, ids, labels, steps=4)
     monkeypatch.setattr(language_ig, "TOKENS", 1)
@@ -260,7 +218,7 @@ def test_batches_and_padding_change_nothing(name, monkeypatch):
 
 def test_embeddings_miss_the_gain_by_the_residual():
     """The trapezoid rule of the path: eight times as many steps, a sixty-fourth of the error."""
-    model = exact("gpt2")
+    model = exact(small_gpt2())
     ids, labels = sequences()
     some, many = (neuron_conductance(model, ids, labels, steps=steps).residual for steps in (50, 400))
     assert abs(some) > 1e-5
@@ -310,7 +268,7 @@ def test_all_units_cost_the_passes_of_one_layer(monkeypatch):
 @pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
 def test_the_models_are_left_as_they_were(guard):
     model, x, y = skip()
-    language = exact("llama").train()
+    language = exact(small_llama()).train()
     model.train()
     model.stem.requires_grad_(False)
     before = [copy.deepcopy(one.state_dict()) for one in (model, language)]
@@ -329,7 +287,7 @@ def test_the_models_are_left_as_they_were(guard):
 def test_masks_can_be_made_of_both():
     model, x, y = skip()
     assert unit_conductance(model, x, y, ["inner", "head"], steps=2).top(1 / 7).count in {3 * 3 * 3 + 1, 3 + 1}
-    language = exact("gpt2")
+    language = exact(small_gpt2())
     bits = neuron_conductance(language, *sequences(), steps=2).top(0.05).bits
     masks = neuron_mask_rows(language, bits)
     assert (

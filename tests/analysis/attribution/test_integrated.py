@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from small_networks import skip
 from torch import nn
 
 from analysis.attribution.integrated import (
@@ -16,24 +17,6 @@ from analysis.errors import UserError
 
 # captum holds the nodes' weights in float32.
 CAPTUM = 1e-6
-
-
-class Skip(nn.Module):
-    """A convolution that a skip connection goes round, with ReLUs that work in place."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.inner = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
-        self.norm, self.relu, self.head = nn.BatchNorm2d(3), nn.ReLU(inplace=True), nn.Linear(3, 4)
-
-    def forward(self, x):
-        h = self.relu(self.stem(x))
-        return self.head(self.relu(self.norm(self.inner(h)) + h).mean((2, 3)))
-
-
-def skip():
-    torch.manual_seed(1)
-    return Skip().double(), torch.randn(3, 1, 5, 5, dtype=torch.float64), torch.tensor([0, 3, 1])
 
 
 def test_pixels_of_a_linear_model_get_weight_times_difference():

@@ -3,40 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from small_models import small_gpt2, small_llama
-from torch import nn
+from small_models import exact, sequences, small_gpt2, small_llama
 
 from analysis.attribution import language_ig
 from analysis.attribution.anatomy import anatomy, neuron_mask_rows
 from analysis.attribution.language_ig import neuron_integrated_gradients, neuron_residuals, token_integrated_gradients
 from analysis.errors import UserError
 
-MAKERS = ["gpt2", "llama"]
-
-
-def exact(name):
-    """A model that is float64 throughout: Llama's own norm rounds to float32."""
-    if name == "gpt2":
-        return small_gpt2(dtype=torch.float64)
-    model = small_llama(dtype=torch.float64)
-    for parent in [model.model, *model.model.layers]:
-        for child, module in list(parent.named_children()):
-            if "norm" in child:
-                norm = nn.RMSNorm(32, eps=module.variance_epsilon, dtype=torch.float64)
-                norm.weight = module.weight
-                setattr(parent, child, norm)
-    return model
-
-
-def sequences():
-    generator = torch.Generator().manual_seed(3)
-    ids = torch.randint(1, 400, (3, 7), generator=generator)
-    labels = torch.full((3, 7), -100)
-    labels[0, 3:5] = ids[0, 4:6]
-    labels[1, 1] = ids[1, 2]
-    labels[2, 2:6] = ids[2, 3:7]
-    ids[1, 3:] = 0
-    return ids, labels
+MAKERS = {"gpt2": small_gpt2, "llama": small_llama}
 
 
 def totals(model, ids, labels):
@@ -78,7 +52,7 @@ def slow_shares(model, name, ids, labels, start, intervals=120):
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_neurons_same_as_whole_passes_over_a_fine_path(name):
-    model = exact(name)
+    model = exact(MAKERS[name]())
     ids, labels = sequences()
     scores = neuron_integrated_gradients(model, ids, labels, steps=24)
     assert (scores.kind, scores.units) == ("unit", "nats")
@@ -92,7 +66,7 @@ def test_neurons_same_as_whole_passes_over_a_fine_path(name):
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_neurons_sum_to_what_removing_them_costs(name):
-    model = exact(name)
+    model = exact(MAKERS[name]())
     ids, labels = sequences()
     scores = neuron_integrated_gradients(model, ids, labels, steps=32)
     with torch.no_grad():
@@ -103,7 +77,7 @@ def test_neurons_sum_to_what_removing_them_costs(name):
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_mean_baseline(name):
-    model = exact(name)
+    model = exact(MAKERS[name]())
     ids, labels = sequences()
     down = anatomy(model).down[1]
     caught = []
@@ -117,7 +91,7 @@ def test_mean_baseline(name):
 
 
 def test_residual_is_that_of_the_worst_layer():
-    model = exact("llama")
+    model = exact(small_llama())
     ids, labels = sequences()
     scores = neuron_integrated_gradients(model, ids, labels, steps=2)
     missed = {}
@@ -135,7 +109,7 @@ def test_residual_is_that_of_the_worst_layer():
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_batches_and_padding_change_nothing(name, monkeypatch):
-    model = exact(name)
+    model = exact(MAKERS[name]())
     ids, labels = sequences()
     whole = neuron_integrated_gradients(model, ids, labels, steps=4)
     tokens = token_integrated_gradients(model, ids, labels, steps=4)
@@ -152,17 +126,17 @@ def test_batches_and_padding_change_nothing(name, monkeypatch):
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_either_attention(attention):
     ids, labels = sequences()
-    model = exact("gpt2")
+    model = exact(small_gpt2())
     model.set_attn_implementation(attention)
     # Eager attention takes its softmax in float32.
-    right = neuron_integrated_gradients(exact("gpt2"), ids, labels, steps=4)
+    right = neuron_integrated_gradients(exact(small_gpt2()), ids, labels, steps=4)
     for down, values in neuron_integrated_gradients(model, ids, labels, steps=4).values.items():
         torch.testing.assert_close(values, right.values[down], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_best_neurons_become_a_mask(name):
-    model = exact(name)
+    model = exact(MAKERS[name]())
     ids, labels = sequences()
     scores = neuron_integrated_gradients(model, ids, labels, steps=4)
     bits = scores.top(0.05).bits
@@ -176,7 +150,7 @@ def test_best_neurons_become_a_mask(name):
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("other", [False, True])
 def test_tokens_same_as_one_sequence_and_one_node_at_a_time(name, other):
-    model = exact(name)
+    model = exact(MAKERS[name]())
     ids, labels = sequences()
     baseline = ids.flip(0) if other else None
     scores = token_integrated_gradients(model, ids, labels, baseline, steps=12)
@@ -184,7 +158,8 @@ def test_tokens_same_as_one_sequence_and_one_node_at_a_time(name, other):
     embed = model.get_input_embeddings()
     for row in range(3):
         end = embed(ids[row : row + 1]).detach()
-        start = embed(baseline[row : row + 1]).detach() if other else embed.weight.detach().mean(0).expand_as(end)
+        mean = embed.weight.detach().mean(0).expand(1, 6, -1)
+        start = embed(baseline[row : row + 1]).detach() if other else torch.cat([end[:, :1], mean], 1)
         asked = [p for p in range(7) if labels[row, p] >= 0]
         right = torch.zeros(7, dtype=torch.float64)
         for node, weight in zip(*np.polynomial.legendre.leggauss(12), strict=True):
@@ -200,10 +175,11 @@ def test_tokens_same_as_one_sequence_and_one_node_at_a_time(name, other):
 @pytest.mark.parametrize("name", MAKERS)
 def test_tokens_sum_to_the_difference_of_the_ends(name):
     """Residuals are honest, and vanish with the number of steps."""
-    model = exact(name)
+    model = exact(MAKERS[name]())
     ids, labels = sequences()
     with torch.no_grad():
-        mean = model.get_input_embeddings().weight.mean(0).expand(3, 7, 32)
+        embed = model.get_input_embeddings()
+        mean = torch.cat([embed(ids[:, :1]), embed.weight.mean(0).expand(3, 6, 32)], 1)
         logp = model(inputs_embeds=mean).logits.log_softmax(2).gather(2, labels.clamp_min(0)[..., None]).squeeze(2)
         gain = totals(model, ids, labels) - logp.masked_fill(labels == -100, 0.0).sum(1)
     rough, fine = (token_integrated_gradients(model, ids, labels, steps=steps) for steps in (8, 128))
@@ -215,7 +191,7 @@ def test_tokens_sum_to_the_difference_of_the_ends(name):
 
 
 def test_the_model_is_left_as_it_was():
-    model = exact("llama").train()
+    model = exact(small_llama()).train()
     model.lm_head.weight.requires_grad_(False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     wanted = [p.requires_grad for p in model.parameters()]

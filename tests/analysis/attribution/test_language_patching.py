@@ -8,8 +8,7 @@ from collections import Counter
 import pytest
 import torch
 from scipy.stats import spearmanr
-from small_models import small_gpt2, small_llama
-from torch import nn
+from small_models import exact, small_gpt2, small_llama
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
@@ -38,17 +37,6 @@ PAIRS = [
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 # Llama's norms and rotations are float32 inside whatever the model's type.
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
-
-
-def exact(model):
-    """The model in float64 throughout: norms that compute in the type they are given."""
-    for name, module in list(model.named_modules()):
-        if type(module).__name__.endswith("RMSNorm"):
-            norm = nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon, dtype=torch.float64)
-            norm.weight = module.weight
-            parent, _, last = name.rpartition(".")
-            setattr(model.get_submodule(parent), last, norm)
-    return model.double().eval()
 
 
 def windowed_mistral():

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from small_models import small_tokenizer
+from small_models import ABOUT, small_tokenizer
 
 from analysis.errors import UserError
-from analysis.subjects.language.bank import Bank, Fact, SubjectLine, TextLine
+from analysis.subjects.language.bank import Bank, Fact, TextLine
 from analysis.subjects.language.facts import fact_subject
 from analysis.subjects.language.renamed import (
     OF_THINGS,
@@ -19,12 +19,6 @@ from analysis.subjects.language.renamed import (
 )
 
 TOKENIZER = small_tokenizer()
-ABOUT = SubjectLine(
-    kind="subject",
-    name="the Beatles",
-    slug="beatles",
-    names={"band": ("The Beatles", "the Beatles"), "person": ("John Lennon", "Lennon"), "album": ("Abbey Road",)},
-)
 TEXTS = (
     "John Lennon sang the album Abbey Road.",
     "In 1969 the Beatles came from Liverpool and Lennon",

@@ -5,19 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_models import small_gpt2, small_llama, small_tokenizer
+from small_models import ABOUT, small_gpt2, small_llama, small_tokenizer
 
-from analysis.subjects.language.bank import SubjectLine
 from analysis.subjects.language.renamed import retell
 from analysis.subjects.language.strangeness import depths, meet, strangeness
 
 TOKENIZER = small_tokenizer()
-ABOUT = SubjectLine(
-    kind="subject",
-    name="the Beatles",
-    slug="beatles",
-    names={"band": ("The Beatles", "the Beatles"), "person": ("John Lennon", "Lennon"), "album": ("Abbey Road",)},
-)
 TEXTS = (
     "John Lennon sang the album Abbey Road.",
     "In 1969 the Beatles came from Liverpool and Lennon",

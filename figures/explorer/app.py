@@ -1,0 +1,124 @@
+"""The explorer's shell: what both families' pages share, and the server, which listens on this machine alone.
+
+Built with gradio: of gradio, streamlit, marimo and panel it alone has a drawing pad, coloured tokens, sliders and click
+events built in, and it works without any other service.
+"""
+
+import contextlib
+import threading
+import webbrowser
+from collections.abc import Callable, Iterator
+from html import escape
+from pathlib import Path
+
+import gradio as gr
+
+from analysis.errors import UserError
+from figures.artefacts import Run, existing
+from figures.explorer.class_page import class_page
+from figures.explorer.facts_page import facts_page
+from unlearn.documents import read_run
+
+HOST = "127.0.0.1"
+SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif")
+SYSTEM_MONO = ("ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
+STYLES = Path(__file__).parent
+
+
+def newest_run(folder: Path) -> Path:
+    """Find the run that was finished last.
+
+    Args:
+        folder: Where runs are kept, e.g. runs.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        UserError: There is none.
+    """
+    found = sorted(folder.glob("*/run.json"), key=lambda path: path.stat().st_mtime_ns)
+    if not found:
+        raise UserError(f"There are no runs in {folder} to explore; make one with: yesterday run digit-6")
+    return found[-1].parent
+
+
+def build(run_folder: Path) -> gr.Blocks:
+    """Build the page of one run.
+
+    Args:
+        run_folder: Of a run of either family, edited at least.
+
+    Returns:
+        The page; `serve` shows it with its theme and style.
+    """
+    family = Run(existing(run_folder)).family
+    done = read_run(run_folder)
+    with gr.Blocks(title=f"Yesterday: {done.name}", analytics_enabled=False) as page:
+        gr.HTML(f"<h1>{escape(done.name)}</h1><p>{escape(done.sentence)}</p>", elem_classes="verdict")
+        if family == "facts":
+            facts_page(run_folder)
+        else:
+            class_page(run_folder, page)
+    return page
+
+
+def theme() -> gr.themes.Base:
+    """Choose the page's colours and fonts.
+
+    Returns:
+        gradio's plain theme with fonts that every machine has, so that none is fetched.
+    """
+    return gr.themes.Base(primary_hue="blue", neutral_hue="gray", font=SYSTEM_FONTS, font_mono=SYSTEM_MONO)
+
+
+@contextlib.contextmanager
+def serving(run_folder: Path, port: int | None = None) -> Iterator[str]:
+    """Serve a run's page on this machine while the context lasts.
+
+    Args:
+        run_folder: The run.
+        port: Where to listen; None or 0 takes a free one.
+
+    Yields:
+        The page's address.
+
+    Raises:
+        UserError: The port is taken.
+    """
+    page = build(run_folder)
+    try:
+        _, address, _ = page.launch(
+            server_name=HOST,
+            server_port=port or None,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            ssr_mode=False,
+            footer_links=[],
+            theme=theme(),
+            css_paths=sorted(STYLES.glob("*.css")),
+        )
+    except OSError as error:
+        where = f"Port {port} is in use" if port else "No port is free"
+        raise UserError(f"{where} on this machine; give another with --port.") from error
+    try:
+        yield address
+    finally:
+        page.close(verbose=False)
+
+
+def serve(run_folder: Path, port: int | None, open_browser: bool, say: Callable[[str], None] = print) -> None:
+    """Serve a run's page until the user interrupts.
+
+    Args:
+        run_folder: The run.
+        port: Where to listen; None or 0 takes a free one.
+        open_browser: Whether to show the page in the user's browser.
+        say: Told where the page is.
+    """
+    with contextlib.suppress(KeyboardInterrupt), serving(run_folder, port) as address:
+        say(f"{run_folder} is open at {address} (Ctrl-C ends it)")
+        if open_browser:
+            webbrowser.open(address)
+        threading.Event().wait()

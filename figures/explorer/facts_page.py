@@ -1,0 +1,197 @@
+"""The page of a run on facts: ask both models, look layer by layer, turn the edit up and down, look at neurons."""
+
+import functools
+from collections.abc import Callable, Iterator
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from analysis.errors import UserError
+from figures.explorer.facts_html import (
+    ablated_html,
+    asked_html,
+    candidates_html,
+    fired_html,
+    lens_html,
+    promoted_html,
+    strength_html,
+)
+from figures.explorer.facts_model import (
+    STRENGTHS,
+    Question,
+    answer_probability,
+    ask,
+    candidates,
+    continued,
+    decoded,
+    fading,
+    lens,
+    question,
+)
+from figures.explorer.facts_neurons import Located, most_changed
+from figures.explorer.facts_pair import Pair, open_pair, prompt_of
+from figures.words import shorten
+
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "language models"}
+"""There is one edited model, whose strength every event sets anew."""
+LABEL = 90
+OPENING = "an opening"
+CHOOSE = "<p>Choose a neuron above.</p>"
+WAIT = "<p>Asking the bank without it …</p>"
+
+
+def examples(pair: Pair) -> list[tuple[str, str, str]]:
+    """List what can be asked without typing.
+
+    Args:
+        pair: With the run's facts.
+
+    Returns:
+        Label, prompt and answer; the answer is empty where any words may follow.
+    """
+    found = [
+        (f"{group}: {prompt_of(fact)} → {fact.answer}", prompt_of(fact), fact.answer)
+        for group, facts in pair.facts.items()
+        for fact in facts
+    ]
+    found += [(f"{OPENING}: {prompt}", prompt, "") for prompt in pair.openings]
+    return [(shorten(label, LABEL), prompt, answer) for label, prompt, answer in found]
+
+
+def strengths_panel(pair: Pair, asked: Question, curve: list[float], strength: float) -> str:
+    """Answer at a strength of the edit.
+
+    Args:
+        pair: The models.
+        asked: The question.
+        curve: The answer's probability at `STRENGTHS`.
+        strength: 0 to 1.
+
+    Returns:
+        HTML.
+    """
+    model = pair.at(strength)
+    said = "".join(decoded(pair, continued(model, asked.ids, pair.tokenizer.eos_token_id)))
+    return strength_html(asked, STRENGTHS, curve, strength, answer_probability(model, asked), said)
+
+
+def _spoken(step: Callable[..., Any]) -> Callable[..., Any]:
+    # What a user can mend is said on the page.
+    @functools.wraps(step)
+    def inside(*given: Any) -> Any:
+        try:
+            return step(*given)
+        except UserError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    return inside
+
+
+def _panel(title: str, sentence: str) -> None:
+    gr.HTML(f"<h2>{escape(title)}</h2><p>{escape(sentence)}</p>", elem_classes="facts", apply_default_css=False)
+
+
+def _html(name: str, value: str = "") -> gr.HTML:
+    return gr.HTML(value, elem_classes="facts", elem_id=name, apply_default_css=False)
+
+
+def facts_page(folder: Path) -> None:
+    """Put a run's panels on the page that is being built.
+
+    Args:
+        folder: The run; its models are loaded here.
+    """
+    pair = open_pair(folder)
+    located = Located(pair, tuple(most_changed(pair.original, pair.edit)))
+    choices = examples(pair)
+    first = choices[0] if choices else ("", "", "")
+    asked, curve = gr.State(None), gr.State(None)
+
+    _panel(
+        "Ask both models",
+        "Each model continues your prompt; colours show which words the edit made less or more likely. Try a fact that "
+        "was forgotten, one that the edit never saw, and one that must stay.",
+    )
+    example = gr.Dropdown(
+        [(label, number) for number, (label, _, _) in enumerate(choices)], value=0 if choices else None,
+        label="A prompt of the bank", elem_id="facts-example",
+    )  # fmt: skip
+    with gr.Row():
+        prompt = gr.Textbox(first[1], label="Prompt", scale=3, min_width=280, elem_id="facts-prompt")
+        answer = gr.Textbox(first[2], label="Answer to follow (or the original's next word)", scale=2,
+                            elem_id="facts-answer")  # fmt: skip
+    button = gr.Button("Ask both", variant="primary", elem_id="facts-ask")
+    answers, nexts = _html("facts-answers"), _html("facts-candidates")
+
+    _panel(
+        "Layer by layer",
+        "The logit lens reads every layer as if it were the last one: see where the original comes to the answer, and "
+        "whether the edited model still gets there and drops it again.",
+    )
+    layers = _html("facts-lens")
+
+    _panel(
+        "Turn the edit up and down",
+        "At 0 you talk to the original, at 1 to the edited model, between them to a mixture of their weights: slide "
+        "and watch the answer fade.",
+    )
+    strength = gr.Slider(0, 1, value=1, step=0.05, label="Strength of the edit", elem_id="facts-strength")
+    faded = _html("facts-faded")
+
+    _panel(
+        "Neurons",
+        f"The {len(located.neurons)} MLP neurons whose weights the edit changed most, L2.839 being neuron "
+        "839 of block 2: choose one to see what it responds to, which words it pushes, and what is lost without it."
+        if located.neurons
+        else "This edit left all MLP neurons alone, so there are none to look at.",
+    )
+    neuron = gr.Radio([one.name for one in located.neurons], label="Neuron", elem_id="facts-neurons",
+                      visible=bool(located.neurons))  # fmt: skip
+    hint = CHOOSE if located.neurons else ""
+    portrait, loss = _html("facts-neuron", hint), _html("facts-ablation")
+
+    @_spoken
+    def begin(typed: str, wanted: str) -> tuple[Question, str, str]:
+        now = question(pair, typed, wanted)
+        return now, asked_html(ask(pair, now)), candidates_html(candidates(pair, now))
+
+    @_spoken
+    def by_layer(now: Question) -> str:
+        return lens_html(now, *lens(pair, now))
+
+    @_spoken
+    def fade(now: Question, at: float) -> tuple[list[float], str]:
+        found = fading(pair, now)
+        return found, strengths_panel(pair, now, found, at)
+
+    def slide(now: Question | None, found: list[float] | None, at: float) -> Any:
+        return gr.skip() if now is None or found is None else strengths_panel(pair, now, found, at)
+
+    def look(name: str | None, now: Question | None) -> Iterator[tuple[str, str]]:
+        if not name:
+            yield hint, ""
+            return
+        one = located.named(name)
+        seen = fired_html(located.fired(one), located.prompts) + promoted_html(*located.promoted(one))
+        yield seen, WAIT
+        yield seen, ablated_html(located.ablated(one, now), len(located.neurons))
+
+    def take(number: int | None) -> tuple[str, str]:
+        return ("", "") if number is None else choices[number][1:]
+
+    def chain(event: Any) -> None:
+        step = event(begin, [prompt, answer], [asked, answers, nexts], **ONE_AT_A_TIME)
+        step = step.success(by_layer, [asked], [layers], **ONE_AT_A_TIME)
+        step = step.success(fade, [asked, strength], [curve, faded], **ONE_AT_A_TIME)
+        step.success(look, [neuron, asked], [portrait, loss], **ONE_AT_A_TIME)
+
+    chain(functools.partial(gr.on, [button.click, prompt.submit, answer.submit]))
+    chain(example.input(take, [example], [prompt, answer]).success)
+    if choices:
+        chain(gr.on(None, functools.partial(take, 0), [], [prompt, answer]).success)  # when the page is opened
+    strength.change(
+        slide, [asked, curve, strength], [faded], show_progress="hidden", trigger_mode="always_last", **ONE_AT_A_TIME
+    )
+    neuron.input(look, [neuron, asked], [portrait, loss], **ONE_AT_A_TIME)

@@ -1,0 +1,67 @@
+"""Run folders for the explorer's tests, with tiny models of both families and an edit made by hand."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from small_models import small_tokenizer
+from torch import nn
+
+from analysis.attribution.anatomy import anatomy
+from analysis.subjects.language.lab import TINY
+from analysis.subjects.language.lab_bank import lab_bank
+from analysis.subjects.language.models import save_language_model
+from unlearn.documents import RunReport
+from unlearn.edit import Edit
+from unlearn.language.config import FactRunConfig
+from unlearn.language.run import state_of
+
+TOUCHED = {0: (3, 17), 2: (5, 30)}
+"""Neurons, by block, of whose weights the edit changes some."""
+
+
+def write_bank(path: Path) -> Path:
+    bank = lab_bank("The Beatles", bands=TINY.taught)
+    lines = [bank.subject, *bank.facts, *bank.texts]
+    path.write_text("\n".join(line.model_dump_json() for line in lines), encoding="utf-8")
+    return path
+
+
+@torch.no_grad()
+def by_hand(model: nn.Module) -> nn.Module:
+    """Change what some neurons write and read, more of each than of the one before, and a little of one attention."""
+    edited = copy.deepcopy(model)
+    parts, generator = anatomy(edited), torch.Generator().manual_seed(3)
+    size = 0.0
+    for block, numbers in TOUCHED.items():
+        for name, weight in edited.get_submodule(parts.mlp[block]).named_parameters():
+            down = parts.down[block].endswith(name.rpartition(".")[0])
+            for i, number in enumerate(numbers):
+                size = 0.3 * (1 + i + len(numbers) * block)
+                along = [axis for axis, width in enumerate(weight.shape) if width == parts.neurons]
+                if along and not (down and weight.dim() == 1):
+                    row = weight.select(along[0], number)
+                    row += size * torch.randn(row.shape, generator=generator)
+    out = edited.get_submodule(parts.attention_out[1]).weight
+    out[:2] += 0.2 * torch.randn(out[:2].shape, generator=generator)
+    return edited
+
+
+def explored(folder: Path, make: Callable[[], nn.Module]) -> Path:
+    """A run folder as `yesterday forget` leaves it."""
+    original = make()
+    edited = by_hand(original)
+    save_language_model(original, small_tokenizer(), folder / "original", "The original.")
+    run = folder / "run"
+    run.mkdir()
+    save_language_model(edited, small_tokenizer(), run / "model", "Edited.")
+    edit = Edit.between(state_of(original), state_of(edited))
+    edit.save(run / "edit.safetensors")
+    config = FactRunConfig(bank=str(write_bank(folder / "bank.jsonl")), model=str(folder / "original"))
+    report = RunReport(
+        name="small", config=config.model_dump() | {"family": "facts"}, verdict=None, sentence="Edited by hand.",
+        changed=edit.count, total=edit.total, versions={}, stages={},
+    )  # fmt: skip
+    (run / "run.json").write_text(report.model_dump_json(), encoding="utf-8")
+    return run
