@@ -64,7 +64,7 @@ def reference() -> str:
             if isinstance(spec, OptionInfo):
                 rows.append(_option(parameter, kind, spec))
             else:
-                word = spec.metavar or parameter.name.upper()
+                word = (spec.metavar or parameter.name.upper()).strip("[]")
                 taken.append((word if parameter.default is inspect.Parameter.empty else f"[{word}]", spec.help))
         usage = " ".join([name, *(word for word, _ in taken), *(["[OPTIONS]"] if rows else [])])
         lines += [f"## {name}", "", "```text", usage, "```", "", inspect.getdoc(function) or "", ""]

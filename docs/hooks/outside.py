@@ -15,7 +15,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 PAGES = {"README.md": "readme.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-FOLDERS = {"figures/gallery": "gallery", "notebooks": "notebooks"}
+FOLDERS = {"figures/gallery": ("gallery", "**/*"), "notebooks": ("notebooks", "*")}
 KINDS = {".md", ".png", ".svg", ".ipynb"}
 CODE = re.compile(r"(?:(?:analysis|unlearn|figures)/[\w/]+|yesterday|yesterday_options)\.py")
 LINK = re.compile(r"(?P<picture>!?)\[(?P<words>[^\]]*)\]\((?P<target>[^)\s]+)\)")
@@ -32,9 +32,9 @@ def places(root: Path) -> dict[str, str]:
         Places in the site by paths in the repository, both with forward slashes.
     """
     found = {path: place for path, place in PAGES.items() if (root / path).is_file()}
-    for folder, place in FOLDERS.items():
-        for file in sorted((root / folder).rglob("*")):
-            if file.suffix in KINDS and ".ipynb_checkpoints" not in file.parts:
+    for folder, (place, pattern) in FOLDERS.items():
+        for file in sorted((root / folder).glob(pattern)):
+            if file.suffix in KINDS:
                 found[file.relative_to(root).as_posix()] = f"{place}/{file.relative_to(root / folder).as_posix()}"
     return found
 
