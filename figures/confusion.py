@@ -21,7 +21,7 @@ from figures.style import (
     readable_on,
     styled,
 )
-from figures.words import shorten
+from figures.words import squeeze
 
 NAME = "confusion"
 TITLE = "What every class is called, before and after"
@@ -45,15 +45,15 @@ def _panel(axes: Axes, counts: np.ndarray, run: Run, answers: Sequence[str]) -> 
     shares = normalised(counts)
     drawn = axes.imshow(shares, cmap=SEQUENTIAL, vmin=0, vmax=1)
     long = max(map(len, run.classes)) > 3
-    names = [shorten(name, 10) for name in run.classes]
     step = 1 if n <= 30 else -(-n // 25)
-    ticks = list(range(0, n, step))
+    near = {tick for tick in range(0, n, step) for label in run.forget if 0 < abs(tick - label) < step}
+    ticks = sorted({*range(0, n, step), *run.forget} - (near - {*run.forget}))
     size = 8.5 if n <= 12 else 6.5
-    axes.set_xticks(ticks, [shorten(answers[i], 10) for i in ticks], size=size, rotation=90 if long else 0)
-    axes.set_yticks(ticks, [names[i] for i in ticks], size=size)
+    axes.set_xticks(ticks, [squeeze(answers[i], 10) for i in ticks], size=size, rotation=90 if long else 0)
+    axes.set_yticks(ticks, [squeeze(run.classes[i], 10) for i in ticks], size=size)
     axes.tick_params(length=0)
-    for label in axes.get_yticklabels():
-        if label.get_text() in {names[c] for c in run.forget}:
+    for tick, label in zip(ticks, axes.get_yticklabels(), strict=False):  # only the first panel has labels
+        if tick in run.forget:
             label.set(color=FORGOTTEN, weight="bold")
     for spine in axes.spines.values():
         spine.set(visible=True, color="#cccccc")

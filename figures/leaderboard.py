@@ -8,7 +8,7 @@ from figures.artefacts import Missing
 from figures.pareto import MEANINGS, Compared, open_comparison
 from figures.style import CONTROL, EDITED, FAINT, GOLD, INK, Drawing, canvas, finish, styled
 from unlearn.leaderboard import ranked
-from unlearn.table import FARTHEST, Row, counts, where
+from unlearn.table import FARTHEST, TWINS_MEAN, Row, counts, where
 
 TITLE = "The leaderboard: how far from never having known"
 LINE = 0.23
@@ -63,9 +63,9 @@ def draw(run: Compared) -> Drawing:
         if colour in used
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), handletextpad=0.2)
-    axes.set_xlabel("distance to gold, in gold standard deviations   (left: like a model that never knew)")
+    never = "twins" if any(row.name == TWINS_MEAN for row in found.rows) else "golds"
+    axes.set_xlabel(f"distance to the {never}, in their standard deviations   (left: like a model that never knew)")
     spread = any(len(row.distance) > 1 for row in rows)
-    never = "golds" if all("twins" not in row.name for row in found.rows) else "twins"
     caption = (
         f"{found.subject}: {counts(found)}, {found.golds} {never} each. Distance: mean over the auditors that count of "
         f"how far a model lies on the telling side of the {never}' mean, at most {FARTHEST:g} each"

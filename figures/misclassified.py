@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 
 from figures.artefacts import Run
 from figures.style import EDITED, FAINT, FORGOTTEN, Drawing, bare, canvas, finish, picture, styled
-from figures.words import plural, shorten
+from figures.words import plural, squeeze
 
 NAME = "misclassified"
 TITLE = "What the edited model calls the forgotten class now"
@@ -47,7 +47,7 @@ def _grid(axes: Axes, images: np.ndarray, called: list[str], columns: int) -> No
     for index, (image, name) in enumerate(zip(images, called, strict=True)):
         x, y = (index % columns) * ACROSS, (index // columns) * DOWN
         axes.imshow(picture(image, low, high), extent=(x, x + 1, y + 1, y))
-        axes.text(x + 0.5, y - 0.06, shorten(name, 10), size=size, ha="center", va="bottom")
+        axes.text(x + 0.5, y - 0.06, squeeze(name, 10), size=size, ha="center", va="bottom")
     if not len(images):
         axes.text(0.5, 0.5, "none is called anything else", ha="center", va="center", color=FAINT)
     rows = -(-len(images) // columns)
@@ -75,7 +75,7 @@ def draw(run: Run) -> Drawing:
     chosen = np.array(sorted(spread_out(predicted, MOST), key=lambda i: order.index(predicted[i])), int)
     rows = max(1, -(-len(chosen) // COLUMNS))
     columns = max(1, -(-len(chosen) // rows))
-    names = [shorten(name, 10) for name in run.answers]
+    names = [squeeze(name, 10) for name in run.answers]
     bars = [c for c in order if counts[c]][:MOST_BARS]
     height = max(0.81 * rows + 0.3, 0.22 * max(len(bars), FEWEST_ROWS) + 0.4)
 

@@ -12,7 +12,7 @@ from figures.artefacts import Missing, existing
 from figures.labels import Label, write_labels
 from figures.style import CONTROL, CONTROL_MARKS, EDITED, FAINT, GOLD, ORIGINAL, Drawing, canvas, finish, shares, styled
 from figures.words import percent
-from unlearn.table import NEVER_KNEW, Comparison, Row, counts
+from unlearn.table import NEVER_KNEW, TWINS_MEAN, Comparison, Row, counts
 
 TITLE = "Forgetting against keeping: the methods side by side"
 FILE = "comparison.json"
@@ -163,12 +163,12 @@ def draw(run: Compared) -> Drawing:
         where = f" ({row.where})" if row.where else ""
         return f"{row.name}{where} {percent(row.mean[pair[0]])} and {percent(row.mean[pair[1]])}"
 
-    never = "twins" if any(row.name.startswith("twins") for row in rows) else "golds"
+    never = "twins" if any(row.name == TWINS_MEAN for row in rows) else "golds"
     moved = " (upwards: of the original, moved by a moment's tuning on other text)" if never == "twins" else ""
     caption = (
         f"{found.subject}: means over {counts(found)}, {found.golds} {never} each; bars: standard deviation, "
-        f"that of the {never} among themselves{moved}. Forgotten is what lies as far left as the {never}; further left "
-        "is no better."
+        f"for the {never} among themselves{moved}. Forgotten is what lies as far left as the {never}; further left is "
+        "no better."
     )
     if below:
         caption += f" Below the axis: {'; '.join(map(told, below))}."

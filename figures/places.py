@@ -1,11 +1,13 @@
 """Does a better causal locator give a better erasure? Causal gain against auditors outside, for each place."""
 
+from matplotlib.ticker import MaxNLocator
+
 from figures.artefacts import Missing
 from figures.labels import Label, write_labels
 from figures.pareto import Compared, open_comparison
 from figures.style import CONTROL, EDITED, Drawing, canvas, finish, styled
 from figures.words import plural
-from unlearn.table import counts
+from unlearn.table import TWINS_MEAN, counts
 
 TITLE = "Does a better locator erase better?"
 FEWEST = 4
@@ -46,6 +48,7 @@ def draw(run: Compared) -> Drawing:
     figure = canvas(height=4.2)
     axes = figure.subplots()
     shares = {row.where.partition(" ")[0] for row in rows}
+    never = "twins" if any(row.name == TWINS_MEAN for row in found.rows) else "golds"
     labels = [
         Label(row.gain or 0.0, row.beyond, row.where.partition(" ")[2], EDITED if row in measured else CONTROL)
         for row in sorted(rows, key=lambda one: (one.gain or 0.0, one.beyond))
@@ -53,14 +56,16 @@ def draw(run: Compared) -> Drawing:
     for one in labels:
         axes.plot(one.x, one.y, "o", color=one.colour, ms=8, mec="white")
     axes.margins(x=ROOM)
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]) - 0.5)
+    high = max(one.y for one in labels)
+    axes.set_ylim(-0.08 * high - 0.1, 1.06 * high + 0.1)
+    axes.yaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.set_xlabel("causal gain over random weights when set to zero   (right: locates better)")
-    axes.set_ylabel("auditors outside the gold band   (down: erases better)")
+    axes.set_ylabel(f"auditors outside the {never}' band   (down: erases better)")
     write_labels(figure, axes, labels)
     told = "; ".join(f"{row.where} gain {row.gain:.2f}, {row.beyond:.1f} outside" for row in rows)
     caption = (
         f"{found.subject}, {name} on {' and '.join(sorted(shares))} of the weights: means over "
-        f"{counts(found)}, {found.golds} golds each. "
+        f"{counts(found)}, {found.golds} {never} each. "
         f"Spearman's rank correlation over {plural(len(measured), 'measure')}: {rho:+.2f} (p {p:.2f}); a good "
         "locator that erased well would make it negative."
     )

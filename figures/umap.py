@@ -4,10 +4,11 @@ import numpy as np
 
 from figures.artefacts import Run
 from figures.style import EDITED, FAINT, FORGOTTEN, GOLD, INK, ORIGINAL, Drawing, canvas, finish, styled
+from figures.words import squeeze
 
 NAME = "umap"
 TITLE = "How the last hidden layer sees the classes"
-MOST_NAMED = 12
+MOST_NAMED, MOST_LETTERS = 12, 12
 RASTERISE_FROM = 4000
 # Size of a letter and of a line, as shares of a panel.
 LETTER, LINE = 0.026, 0.05
@@ -70,15 +71,18 @@ def draw(run: Run) -> Drawing:
         for label in sorted(set(labels.tolist()), key=lambda label: label not in run.forget) if named else []:
             x, y = np.median(points[labels == label], 0)
             forgotten = label in run.forget
-            width = LETTER * len(run.classes[label]) * (1.3 if forgotten else 1)
+            word = squeeze(run.classes[label], MOST_LETTERS)
+            width = LETTER * len(word) * (1.3 if forgotten else 1)
             across, up = ((x - low[0]) / (high[0] - low[0]), (y - low[1]) / (high[1] - low[1]))
+            # Inside the panel as a whole.
+            across = min(max(across, width / 2), 1 - width / 2)
             if any(abs(across - a) < (width + w) / 2 and abs(up - b) < LINE for a, b, w in taken):
                 continue
             taken.append((across, up, width))
             text = axes.text(
-                x,
+                low[0] + across * (high[0] - low[0]),
                 y,
-                run.classes[label],
+                word,
                 ha="center",
                 va="center",
                 size=9.5 if forgotten else 8,

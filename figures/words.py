@@ -17,6 +17,20 @@ def shorten(name: str, longest: int) -> str:
     return name if len(name) <= longest else name[: max(1, longest - 1)].rstrip() + "…"
 
 
+def squeeze(name: str, longest: int) -> str:
+    """Cut a long name in its middle, since names of many classes often begin alike.
+
+    Args:
+        name: E.g. of a class.
+        longest: Characters to keep at most, at least 3.
+
+    Returns:
+        The name, with an ellipsis where something is missing.
+    """
+    end = (longest - 1) // 2
+    return name if len(name) <= longest else f"{name[: longest - 1 - end].rstrip()}…{name[-end:].lstrip()}"
+
+
 def percent(share: float) -> str:
     """Write a share for people.
 

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from figure_runs import MEASURES, make_run
 from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from PIL import Image
 
 from analysis.errors import UserError
+from analysis.files import load_tensors, save_tensors
 from analysis.subjects.networks import builtin
 from figures import mask_map, weight_change
 from figures.artefacts import Run, in_order, open_run
@@ -25,7 +27,7 @@ from figures.misclassified import spread_out
 from figures.relearning import steps_text
 from figures.render import NAMES, render
 from figures.save import png_bytes, save, script, svg_text
-from figures.style import DIVERGING, GOLD, Drawing
+from figures.style import DIVERGING, FORGOTTEN, GOLD, Drawing
 
 SVG = "{http://www.w3.org/2000/svg}"
 LETTERS = tuple(f"Class {chr(65 + i)} long" for i in range(26))
@@ -334,6 +336,47 @@ def test_misses_are_spread_over_the_answers() -> None:
     assert predicted[chosen].tolist() == sorted(predicted[chosen].tolist(), key=[3, 5, 7].index)
     assert spread_out(np.zeros(0, int), 5).tolist() == []
     assert sorted(spread_out(predicted, 100)) == list(range(61))
+
+
+def test_images_stand_in_the_order_of_the_bars(digits: Path) -> None:
+    grid, bars = draw("misclassified", digits).figure.axes
+    above = [text.get_text() for text in grid.texts]
+    counted = [text.get_text() for text in bars.get_yticklabels()]
+    assert above == sorted(above, key=counted.index)
+
+
+@pytest.mark.parametrize(
+    ("inside", "end", "tracks"),
+    [((0, 65), 1.0, True), ((1, 6), 0.1, False), ((0, 3), 0.05, False), ((0, 0), 0.2, False)],
+)
+def test_only_an_axis_of_whole_layers_has_tracks(inside: tuple[int, ...], end: float, tracks: bool) -> None:
+    axes = Figure().subplots()
+    mask_map.draw_shares(axes, {f"layer {i}": (k, 100) for i, k in enumerate(inside)})
+    assert axes.get_xticks().tolist() == [0, end / 2, end]
+    widths = [bar.get_width() for bar in axes.patches]
+    assert widths == [1.0] * (2 * tracks) + [k / 100 for k in inside]
+
+
+def test_the_last_step_of_the_edit_stands_on_the_axis(digits: Path) -> None:
+    run = open_run(digits)
+    ticks = [label.get_text() for label in draw("forgetting", digits).figure.axes[0].get_xticklabels()]
+    assert ticks == ["0", "10", f"{run.history.steps[-1]:,.0f}"]
+
+
+def test_a_map_that_has_no_place_for_the_edited_says_so(digits: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(digits, tmp_path / "run", ignore=shutil.ignore_patterns("figures"))
+    tensors, notes = load_tensors(folder / "pictures.safetensors")
+    save_tensors(folder / "pictures.safetensors", tensors, notes | {"shift.edited.retain": "2.54"})
+    assert "crowds them" in draw("umap", folder).caption
+    assert "crowds them" not in draw("umap", digits).caption
+
+
+def test_of_many_classes_the_forgotten_is_among_the_names(tmp_path: Path) -> None:
+    names = tuple(f"a class with a long name, number {i}" for i in range(40))
+    axes = draw("confusion", make_run(tmp_path, classes=names, forget=(7,), side=6, golds=3, epochs=1)).figure.axes[0]
+    marked = [label.get_text() for label in axes.get_yticklabels() if label.get_color() == FORGOTTEN]
+    assert marked == ["a cla…er 7"]
+    assert len(axes.get_yticks()) <= 21
 
 
 def test_a_slot_taken_over_is_called_by_its_new_class(tmp_path: Path, digits: Path) -> None:

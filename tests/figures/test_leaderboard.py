@@ -5,10 +5,10 @@ from matplotlib.colors import to_hex
 
 from figures.artefacts import Missing
 from figures.leaderboard import draw
-from figures.pareto import FILE, open_comparison
+from figures.pareto import FILE, MEANINGS, open_comparison
 from figures.style import CONTROL, EDITED, FAINT, GOLD
 from unlearn.table import GOLD as GOLDS
-from unlearn.table import Comparison, Row
+from unlearn.table import TWINS_MEAN, Comparison, Row
 
 MEANS = {"accuracy on the forgotten": 0.0, "accuracy on the rest": 0.9}
 
@@ -39,9 +39,9 @@ def test_methods_stand_in_order_and_what_failed_everywhere_is_left_out(tmp_path:
     drawing = draw(open_comparison(written(tmp_path, ROWS)))
     (axes,) = drawing.figure.axes
     assert [text.get_text() for text in axes.get_yticklabels()] == [
-        "near  (20% contrast)",
-        "near  (20% at random)",
-        "far  (all)",
+        "near: 20% contrast",
+        "near: 20% at random",
+        "far: all (changed 20%)",
         "fresh gold",
     ]
     points = {float(line.get_ydata()[0]): (float(line.get_xdata()[0]), to_hex(line.get_color()).upper())
@@ -54,6 +54,17 @@ def test_methods_stand_in_order_and_what_failed_everywhere_is_left_out(tmp_path:
     }
     assert [text.get_text() for text in axes.texts] == ["1 of 2"] * 4 + ["erased"]
     assert "2 seeds (0, 1), 20 golds each" in drawing.caption
+    assert "bars: standard deviation" in drawing.caption
+    (legend,) = drawing.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(MEANINGS.values())
+    assert axes.get_xlabel().startswith("distance to the golds")
+
+
+def test_one_seed_has_no_bars_to_explain_and_twins_are_called_twins(tmp_path: Path) -> None:
+    rows = [row(TWINS_MEAN, "", (), ()), row("near", "1% stranger", (0.5,), (1.0,))]
+    drawing = draw(open_comparison(written(tmp_path, rows)))
+    assert "bars" not in drawing.caption
+    assert drawing.figure.axes[0].get_xlabel().startswith("distance to the twins")
 
 
 def test_without_methods_there_is_no_board(tmp_path: Path) -> None:

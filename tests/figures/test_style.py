@@ -24,7 +24,7 @@ from figures.style import (
     styled,
     wrap,
 )
-from figures.words import percent, plural, seeds_in_words, shorten, tick_percent
+from figures.words import percent, plural, seeds_in_words, shorten, squeeze, tick_percent
 
 
 def test_roles_have_colours_of_their_own_and_are_told_apart_without_colour() -> None:
@@ -113,6 +113,8 @@ def test_words() -> None:
     assert seeds_in_words([0, 7]) == "seeds 0, 7"
     assert shorten("Ankle boot", 10) == "Ankle boot"
     assert len(shorten("a very long name", 10)) <= 10
+    assert squeeze("Ankle boot", 10) == "Ankle boot"
+    assert [squeeze(f"the class number {i}", 10) for i in (7, 12)] == ["the c…er 7", "the c…r 12"]
 
 
 def test_pictures_are_rgb_between_zero_and_one() -> None:
