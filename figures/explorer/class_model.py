@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 from torch.func import functional_call
 
@@ -24,7 +25,7 @@ from unlearn.run import Run
 
 STRENGTHS = 21
 STEPS = 32
-MOST_WATCHED = 1000
+MOST_WATCHED = 500
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,10 @@ def open_classes(folder: Path) -> Explored:
     """
     noted = artefacts.open_run(folder)
     asked = {name: value for name, value in noted.config.items() if name in RunConfig.model_fields}
-    run = Run(RunConfig.model_validate(asked), folder, lambda *_: None)
+    try:
+        run = Run(RunConfig.model_validate(asked), folder, lambda *_: None)
+    except ValidationError as error:
+        raise UserError(noted.complaint("run.json", error)) from error
     if not (folder / "models/edited.safetensors").is_file():
         raise UserError(f"{folder} has no edited model yet; finish the run with: yesterday run {folder.name}")
     golds = sorted((folder / "models").glob("gold-*.safetensors"))
@@ -235,7 +239,7 @@ def fading(explored: Explored) -> Fading:
         explored: The run.
 
     Returns:
-        Accuracies on at most 1,000 test images of each kind.
+        Accuracies on at most 500 test images of each kind.
     """
     subject = explored.subject
     forgotten, rest = watched_images(subject, MOST_WATCHED, explored.seed)

@@ -14,6 +14,7 @@ from figures.explorer.class_units import MEASURES, layers, look
 from figures.explorer.pad import ink_of, pad
 from figures.explorer.strokes import as_image
 from figures.style import EDITED
+from figures.words import plural
 
 OWN = "each model's own answer"
 CLICK = """element.addEventListener('click', (event) => {
@@ -179,25 +180,27 @@ def class_page(folder: Path, page: gr.Blocks) -> None:
     answered, toward, explained = _picture_panel(explored, shown)
     strength, faded, partly = _strength_panel(explored)
 
-    def ask(picture: Shown, label: str, part: float) -> tuple[str, str, str, str]:
-        curves, table = strength_html(explored, picture, part)
-        return picture_html(explored, picture), pixels_html(explored, picture, label), curves, table
+    def ask(picture: Shown, label: str) -> tuple[str, str]:
+        return picture_html(explored, picture), pixels_html(explored, picture, label)
 
-    # Once for every visitor, then whenever the picture is another; the sliders and choices move their own panel only.
-    everything = {"inputs": [shown, toward, strength], "outputs": [answered, explained, faded, partly], **ALONE}
-    gr.on([page.load, shown.change], ask, **everything)
+    def slide(picture: Shown, part: float) -> tuple[str, str]:
+        return strength_html(explored, picture, part)
+
+    # On each visit and for each new picture everything; choices and slider move their own panel only.
+    gr.on([page.load, shown.change], ask, [shown, toward], [answered, explained], **ALONE)
+    gr.on([page.load, shown.change, strength.input], slide, [shown, strength], [faded, partly], **ALONE)
     toward.input(lambda one, label: pixels_html(explored, one, label), [shown, toward], explained, **ALONE)
-    strength.input(lambda one, part: strength_html(explored, one, part), [shown, strength], [faded, partly], **ALONE)
     _neuron_panel(explored, page)
 
 
 def _picture_panel(explored: Explored, shown: gr.State) -> tuple[gr.HTML, gr.Dropdown, gr.HTML]:
     classes = list(explored.run.classes)
     can = explored.frame is not None
+    what = escape(explored.run.briefly)
+    beside = f", beside {plural(len(explored.golds), 'model')} that never knew {what}" if explored.golds else ""
     gr.HTML(
-        f"<h2>Ask the models</h2><p>{'Draw with the mouse or a finger, or take' if can else 'Take'} a test image: the "
-        f"original, the edited model and models that never knew {escape(explored.run.briefly)} answer at once. "
-        f"Does anything but the answer for {escape(explored.run.briefly)} change?</p>"
+        f"<h2>Ask the models</h2><p>{'Draw with the mouse or a finger, or take' if can else 'Take'} a test image: "
+        f"original and edited model answer at once{beside}. Does any answer change but those to {what}?</p>"
     )
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
@@ -206,7 +209,10 @@ def _picture_panel(explored: Explored, shown: gr.State) -> tuple[gr.HTML, gr.Dro
                 def draw(old: Shown, event: gr.EventData) -> Shown:
                     return drawn(explored, event.ink) or old
 
-                pad().input(draw, shown, shown, **ALONE)
+                # Each stroke counts here, the last too, and none touches a model; `ask` then takes the latest picture.
+                pad().input(
+                    draw, shown, shown, show_progress="hidden", api_visibility="private", trigger_mode="multiple"
+                )
             with gr.Row():
                 which = gr.Dropdown(classes, value=classes[explored.run.forget[0]], label="Class", min_width=100)
                 another = gr.Button("Next test image", min_width=150)
@@ -275,4 +281,4 @@ def _neuron_panel(explored: Explored, page: gr.Blocks) -> None:
 
     choices, panels = [layer, measure], [cells, detail]
     gr.on([page.load, layer.input, measure.input], overview, choices, panels, **ALONE)
-    cells.click(click, choices, panels, **ALONE)
+    cells.click(click, choices, panels, **{**ALONE, "trigger_mode": "multiple"})

@@ -17,6 +17,7 @@ from PIL import Image
 from figures.explorer.class_model import Answer, Fading, Pixels
 from figures.explorer.class_units import Seen
 from figures.style import DIVERGING, EDITED, FORGOTTEN, GOLD, ORIGINAL, RETAINED, centred, picture
+from figures.words import percent
 
 MOST_ROWS = 10
 MOST_UNITS = 256
@@ -27,18 +28,9 @@ CURVES = {"forgotten": FORGOTTEN, "rest": RETAINED, "new": GOLD}
 WIDE, HIGH, LEFT, BOTTOM = 460, 210, 44, 38
 
 
-def percent(share: float) -> str:
-    """Write a share, as short as it can be.
-
-    Args:
-        share: 0 to 1.
-
-    Returns:
-        E.g. "97%", "0.4%" or "<0.1%".
-    """
-    if 0 < share < 0.001:
-        return "<0.1%"
-    return f"{100 * share:.0f}%" if share >= 0.0995 or share == 0 else f"{100 * share:.1f}%"
+def _short(share: float) -> str:
+    # Of a live table, whose many tiny shares need no digits.
+    return percent(share) if share >= 0.001 or not share else "<0.1%"
 
 
 def pixels(image: np.ndarray, alt: str) -> str:
@@ -90,7 +82,7 @@ def _bar(one: Answer, label: int, colour: str) -> str:
     bold = ' class="best"' if label == one.best else ""
     return (
         f'<td{bold}><span class="bar"><b style="width:{100 * share:.1f}%;background:{colour}"></b>{spread}</span>'
-        f"<span>{percent(share)}</span></td>"
+        f"<span>{_short(share)}</span></td>"
     )
 
 
