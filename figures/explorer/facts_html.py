@@ -160,7 +160,7 @@ def lens_html(asked: Question, before: Sequence[Layer], after: Sequence[Layer]) 
         after: Of the edited model.
 
     Returns:
-        A chart of the answer's rank by layer, and a table of every layer's likeliest word.
+        A chart of the answer's rank by layer, and a table of every layer's likeliest word, the last layer first.
     """
     answer = escape(visible(asked.answer))
     own = "" if asked.given else " No answer was typed, so the original's own next word is followed."
@@ -179,7 +179,7 @@ def lens_html(asked: Question, before: Sequence[Layer], after: Sequence[Layer]) 
     rows = "".join(
         f'<tr{_same(old, new)}><th scope="row">{layer_name(layer)}</th><td>{escape(visible(old.word))}</td>'
         f'<td class="n">{old.rank:,}</td><td>{escape(visible(new.word))}</td><td class="n">{new.rank:,}</td></tr>'
-        for layer, old, new in zip(layers, before, after, strict=True)
+        for layer, old, new in reversed(list(zip(layers, before, after, strict=True)))
     )
     return (
         f'<div class="pair"><figure><figcaption>Rank of “{answer}” in the vocabulary if the model stopped at a layer: '

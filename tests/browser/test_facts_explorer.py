@@ -88,7 +88,7 @@ def test_both_models_answer_and_every_token_has_its_number(opened: Page, pair: P
         "none", f'"{token.get_attribute("data-tip")}"',
     )  # fmt: skip
     expect(opened.locator("#facts-candidates tbody tr")).to_have_count(8)
-    expect(opened.locator("#facts-lens tbody tr")).to_have_count(4)
+    expect(opened.locator("#facts-lens tbody th")).to_have_text(["block 2", "block 1", "block 0", "embedding"])
     expect(opened.locator("#facts-lens figcaption")).to_contain_text(ANSWER)
 
 
