@@ -6,11 +6,10 @@ from pathlib import Path
 
 import torch
 from small_models import small_tokenizer
+from test_facts_command_line import write_bank
 from torch import nn
 
 from analysis.attribution.anatomy import anatomy
-from analysis.subjects.language.lab import TINY
-from analysis.subjects.language.lab_bank import lab_bank
 from analysis.subjects.language.models import save_language_model
 from unlearn.documents import RunReport
 from unlearn.edit import Edit
@@ -19,13 +18,6 @@ from unlearn.language.run import state_of
 
 TOUCHED = {0: (3, 17), 2: (5, 30)}
 """Neurons, by block, of whose weights the edit changes some."""
-
-
-def write_bank(path: Path) -> Path:
-    bank = lab_bank("The Beatles", bands=TINY.taught)
-    lines = [bank.subject, *bank.facts, *bank.texts]
-    path.write_text("\n".join(line.model_dump_json() for line in lines), encoding="utf-8")
-    return path
 
 
 @torch.no_grad()
@@ -48,9 +40,19 @@ def by_hand(model: nn.Module) -> nn.Module:
     return edited
 
 
+@torch.no_grad()
+def _with_biases(model: nn.Module) -> nn.Module:
+    """A fresh model has none to speak of, and would hide what forgets them."""
+    generator = torch.Generator().manual_seed(4)
+    for name, weight in model.named_parameters():
+        if name.endswith("bias"):
+            weight += 0.3 * torch.randn(weight.shape, generator=generator)
+    return model
+
+
 def explored(folder: Path, make: Callable[[], nn.Module]) -> Path:
     """A run folder as `yesterday forget` leaves it."""
-    original = make()
+    original = _with_biases(make())
     edited = by_hand(original)
     save_language_model(original, small_tokenizer(), folder / "original", "The original.")
     run = folder / "run"

@@ -1,7 +1,7 @@
 """The explorer's shell: what both families' pages share, and the server, which listens on this machine alone.
 
-Built with gradio: of gradio, streamlit, marimo and panel it alone has a drawing pad, coloured tokens, sliders and click
-events built in, and it works without any other service.
+Built with gradio: of gradio, streamlit, marimo and panel it alone has sliders that answer while they move, parts of the
+page that take clicks and strokes, and its own script and fonts in the package, so that nothing is fetched or compiled.
 """
 
 import contextlib
@@ -15,8 +15,6 @@ import gradio as gr
 
 from analysis.errors import UserError
 from figures.artefacts import Run, existing
-from figures.explorer.class_page import class_page
-from figures.explorer.facts_page import facts_page
 from unlearn.documents import read_run
 
 HOST = "127.0.0.1"
@@ -56,9 +54,14 @@ def build(run_folder: Path) -> gr.Blocks:
     done = read_run(run_folder)
     with gr.Blocks(title=f"Yesterday: {done.name}", analytics_enabled=False) as page:
         gr.HTML(f"<h1>{escape(done.name)}</h1><p>{escape(done.sentence)}</p>", elem_classes="verdict")
+        # Either family's libraries take seconds to load, so only its own are.
         if family == "facts":
+            from figures.explorer.facts_page import facts_page
+
             facts_page(run_folder)
         else:
+            from figures.explorer.class_page import class_page
+
             class_page(run_folder, page)
     return page
 

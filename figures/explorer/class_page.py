@@ -102,7 +102,9 @@ def picture_html(explored: Explored, shown: Shown) -> str:
     }
     seen = views.thumbnail(shown.image[0], *_range(explored), shown.words)
     table = views.bars(found, _names(explored), explored.run.forget)
-    return f'<figure class="seen">{seen}<figcaption>{shown.words}</figcaption></figure>{table}'
+    golds = len(explored.golds)
+    note = f'<p class="note">Thin lines: from the lowest to the highest of the {golds}.</p>' if golds > 1 else ""
+    return f'<figure class="seen">{seen}<figcaption>{escape(shown.words)}</figcaption></figure>{table}{note}'
 
 
 def pixels_html(explored: Explored, shown: Shown, toward: str) -> str:
@@ -258,7 +260,7 @@ def _neuron_panel(explored: Explored, page: gr.Blocks) -> None:
     gr.HTML(
         "<h2>Look at neurons</h2><p>Click a neuron to see which test images it responds to, before and after the "
         "edit, and what is lost when it is cut out. Responses are the layer's output before the nonlinearity that "
-        f"follows; of a channel the highest one. {len(explored.some)} test images.</p>"
+        f"follows; of a channel the highest one. Red is accuracy lost. {len(explored.some)} test images.</p>"
     )
     with gr.Row():
         layer = gr.Dropdown(names, value=names[-2] if len(names) > 1 else names[0], label="Layer", min_width=140)

@@ -10,7 +10,7 @@ from html import escape
 
 from figures.explorer.facts_chart import Curve, chart, rounded_up
 from figures.explorer.facts_model import Candidate, Layer, Question, Told, half_strength
-from figures.explorer.facts_neurons import Ablation, Fired
+from figures.explorer.facts_neurons import Ablation, Fired, Neuron
 from figures.facts.lens import layer_name
 from figures.facts.words import NEWLINE, UNKNOWN, visible
 from figures.words import percent, plural
@@ -160,9 +160,10 @@ def lens_html(asked: Question, before: Sequence[Layer], after: Sequence[Layer]) 
         after: Of the edited model.
 
     Returns:
-        A chart of the answer's rank by layer, and a table of every layer's likeliest word.
+        A chart of the answer's rank by layer, and a table of every layer's likeliest word, the last layer first.
     """
     answer = escape(visible(asked.answer))
+    own = "" if asked.given else " No answer was typed, so the original's own next word is followed."
     said = [percent(one[-1].probability) for one in (before, after)]
     alt = (
         f"Rank of the answer's first token by layer, 1 being what is said: at the last one {before[-1].rank:,} in the "
@@ -178,7 +179,7 @@ def lens_html(asked: Question, before: Sequence[Layer], after: Sequence[Layer]) 
     rows = "".join(
         f'<tr{_same(old, new)}><th scope="row">{layer_name(layer)}</th><td>{escape(visible(old.word))}</td>'
         f'<td class="n">{old.rank:,}</td><td>{escape(visible(new.word))}</td><td class="n">{new.rank:,}</td></tr>'
-        for layer, old, new in zip(layers, before, after, strict=True)
+        for layer, old, new in reversed(list(zip(layers, before, after, strict=True)))
     )
     return (
         f'<div class="pair"><figure><figcaption>Rank of “{answer}” in the vocabulary if the model stopped at a layer: '
@@ -188,7 +189,7 @@ def lens_html(asked: Question, before: Sequence[Layer], after: Sequence[Layer]) 
         f'<th class="n">rank</th><th>edited would say</th><th class="n">rank</th></tr></thead><tbody>{rows}</tbody>'
         f'</table></div></div><p class="legend">Ranks are of the first token of “{answer}”; rank 1 is what is said. '
         f"After the last layer the whole of it has the probability {said[0]} in the original and {said[1]} in the "
-        "edited model. Where the two would say different words, they are bold.</p>"
+        f"edited model. Where the two would say different words, they are bold.{own}</p>"
     )
 
 
@@ -231,10 +232,11 @@ def strength_html(
     )
 
 
-def fired_html(found: Sequence[Fired], prompts: int) -> str:
+def fired_html(neuron: Neuron, found: Sequence[Fired], prompts: int) -> str:
     """Show where a neuron fires.
 
     Args:
+        neuron: Which.
         found: Prompts, the strongest response first.
         prompts: How many were looked at.
 
@@ -248,12 +250,13 @@ def fired_html(found: Sequence[Fired], prompts: int) -> str:
             token_span(token, f"activation {value:+.2f}", value / top, prompt=False)
             for token, value in zip(one.tokens, one.activations, strict=True)
         )
-        + f"</span> <small>{escape(one.group)}, at most {max(one.activations, key=abs):+.2f}</small></li>"
+        + f"</span> <small>{escape(one.group)}, strongest {max(one.activations, key=abs):+.2f}</small></li>"
         for one in found
     )
     return (
-        f'<h4>Where it fires most</h4><ol class="fired">{rows}</ol><p class="legend">Of {plural(prompts, "prompt")} '
-        f"of the bank. Red: positive, blue: negative; full colour at {top:.2f}.</p>"
+        f"<p>Neuron {neuron.number} of block {neuron.block}: the edit moved its weights by {neuron.change:.3g} in all "
+        f'(root of the summed squares).</p><h4>Where it fires most</h4><ol class="fired">{rows}</ol><p class="legend">'
+        f"Of {plural(prompts, 'prompt')} of the bank. Red: positive, blue: negative; full colour at {top:.2f}.</p>"
     )
 
 

@@ -1,7 +1,7 @@
 """The page of a run on facts: ask both models, look layer by layer, turn the edit up and down, look at neurons."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ from figures.words import shorten
 
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "language models"}
 """There is one edited model, whose strength every event sets anew."""
+SLID = 12
+"""Tokens said at a strength: fewer than when asked, so that the slider is answered quickly."""
 LABEL = 90
 OPENING = "an opening"
 CHOOSE = "<p>Choose a neuron above.</p>"
@@ -60,7 +62,7 @@ def examples(pair: Pair) -> list[tuple[str, str, str]]:
     return [(shorten(label, LABEL), prompt, answer) for label, prompt, answer in found]
 
 
-def strengths_panel(pair: Pair, asked: Question, curve: list[float], strength: float) -> str:
+def strengths_panels(pair: Pair, asked: Question, curve: list[float], strength: float) -> Iterator[str]:
     """Answer at a strength of the edit.
 
     Args:
@@ -69,24 +71,14 @@ def strengths_panel(pair: Pair, asked: Question, curve: list[float], strength: f
         curve: The answer's probability at `STRENGTHS`.
         strength: 0 to 1.
 
-    Returns:
-        HTML.
+    Yields:
+        HTML: at once with the answer's probability, then with what the model says, which takes longer.
     """
     model = pair.at(strength)
-    said = "".join(decoded(pair, continued(model, asked.ids, pair.tokenizer.eos_token_id)))
-    return strength_html(asked, STRENGTHS, curve, strength, answer_probability(model, asked), said)
-
-
-def _spoken(step: Callable[..., Any]) -> Callable[..., Any]:
-    # What a user can mend is said on the page.
-    @functools.wraps(step)
-    def inside(*given: Any) -> Any:
-        try:
-            return step(*given)
-        except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-
-    return inside
+    probability = answer_probability(model, asked)
+    yield strength_html(asked, STRENGTHS, curve, strength, probability, " …")
+    said = "".join(decoded(pair, continued(model, asked.ids, pair.tokenizer.eos_token_id, SLID)))
+    yield strength_html(asked, STRENGTHS, curve, strength, probability, said)
 
 
 def _panel(title: str, sentence: str) -> None:
@@ -152,29 +144,31 @@ def facts_page(folder: Path) -> None:
     hint = CHOOSE if located.neurons else ""
     portrait, loss = _html("facts-neuron", hint), _html("facts-ablation")
 
-    @_spoken
     def begin(typed: str, wanted: str) -> tuple[Question, str, str]:
-        now = question(pair, typed, wanted)
+        try:
+            now = question(pair, typed, wanted)
+        except UserError as error:
+            raise gr.Error(str(error), print_exception=False) from error
         return now, asked_html(ask(pair, now)), candidates_html(candidates(pair, now))
 
-    @_spoken
     def by_layer(now: Question) -> str:
         return lens_html(now, *lens(pair, now))
 
-    @_spoken
-    def fade(now: Question, at: float) -> tuple[list[float], str]:
+    def fade(now: Question, at: float) -> Iterator[tuple[list[float], str]]:
         found = fading(pair, now)
-        return found, strengths_panel(pair, now, found, at)
+        for panel in strengths_panels(pair, now, found, at):
+            yield found, panel
 
-    def slide(now: Question | None, found: list[float] | None, at: float) -> Any:
-        return gr.skip() if now is None or found is None else strengths_panel(pair, now, found, at)
+    def slide(now: Question | None, found: list[float] | None, at: float) -> Iterator[str]:
+        if now is not None and found is not None:
+            yield from strengths_panels(pair, now, found, at)
 
     def look(name: str | None, now: Question | None) -> Iterator[tuple[str, str]]:
         if not name:
             yield hint, ""
             return
         one = located.named(name)
-        seen = fired_html(located.fired(one), located.prompts) + promoted_html(*located.promoted(one))
+        seen = fired_html(one, located.fired(one), located.prompts) + promoted_html(*located.promoted(one))
         yield seen, WAIT
         yield seen, ablated_html(located.ablated(one, now), len(located.neurons))
 

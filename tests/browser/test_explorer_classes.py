@@ -162,7 +162,7 @@ def test_a_clicked_neuron_shows_what_it_does(opened: Page, run: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_fits_a_phone_in_light_and_dark(browser: Browser, address: str, scheme: str) -> None:
-    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme=scheme, has_touch=True)  # type: ignore[arg-type]
+    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme=scheme, has_touch=True)
     page = context.new_page()
     page.goto(address)
     expect(page.locator("#neuron table")).to_be_visible(timeout=WAIT)

@@ -9,10 +9,12 @@ import pytest
 from facts_explored import explored
 from playwright.sync_api import Page, expect
 from small_models import small_llama
+from torch import nn
 
 from figures.explorer.app import serving
 from figures.explorer.facts_html import change_in_words, shown
-from figures.explorer.facts_model import answer_probability, ask, question
+from figures.explorer.facts_model import answer_probability, ask, continued, decoded, question
+from figures.explorer.facts_page import SLID
 from figures.explorer.facts_pair import Pair, open_pair
 from figures.words import percent
 
@@ -86,18 +88,22 @@ def test_both_models_answer_and_every_token_has_its_number(opened: Page, pair: P
         "none", f'"{token.get_attribute("data-tip")}"',
     )  # fmt: skip
     expect(opened.locator("#facts-candidates tbody tr")).to_have_count(8)
-    expect(opened.locator("#facts-lens tbody tr")).to_have_count(4)
+    expect(opened.locator("#facts-lens tbody th")).to_have_text(["block 2", "block 1", "block 0", "embedding"])
     expect(opened.locator("#facts-lens figcaption")).to_contain_text(ANSWER)
 
 
 def test_the_edit_is_turned_down_until_the_original_speaks(opened: Page, pair: Pair) -> None:
     asked(opened, PROMPT, ANSWER)
     now = question(pair, PROMPT, ANSWER)
-    mine, theirs = ask(pair, now)
-    panel = opened.locator("#facts-faded .card")
+    panel, said = opened.locator("#facts-faded .card"), opened.locator("#facts-faded .card .toks b")
+
+    def says(model: nn.Module) -> str:
+        ids = continued(model, now.ids, pair.tokenizer.eos_token_id, SLID)
+        return unescape(shown("".join(decoded(pair, ids))))
+
     expect(panel).to_contain_text("at strength 1.00")
     expect(panel).to_contain_text(f"“{ANSWER}”: {percent(answer_probability(pair.at(1), now))}")
-    assert panel.locator(".toks b").evaluate("one => one.textContent") == unescape(shown(theirs.said))
+    expect(said).to_have_text(says(pair.edited))
     ring = opened.locator("#facts-faded circle.mark")
     right = float(ring.get_attribute("cx") or 0)
     slider = opened.locator("#facts-strength input[type=range]")
@@ -105,7 +111,7 @@ def test_the_edit_is_turned_down_until_the_original_speaks(opened: Page, pair: P
     slider.press("Home")
     expect(panel).to_contain_text("at strength 0.00")
     expect(panel).to_contain_text(f"“{ANSWER}”: {percent(answer_probability(pair.original, now))}")
-    assert panel.locator(".toks b").evaluate("one => one.textContent") == unescape(shown(mine.said))
+    expect(said).to_have_text(says(pair.original))
     assert float(ring.get_attribute("cx") or 0) < right - 100
     slider.press("ArrowRight")
     expect(panel).to_contain_text("at strength 0.05")
