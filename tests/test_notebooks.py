@@ -1,7 +1,4 @@
-"""Every notebook is executed from its first cell to its last, as a reader would, and what is stored in it is looked at.
-
-Each notebook is a group of its own, so that `--dist loadgroup` can give them to different workers.
-"""
+"""Every notebook is executed from its first cell to its last, as by a reader, and what is stored in it is looked at."""
 
 import ast
 import os
@@ -14,17 +11,14 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = [
-    pytest.param(path, id=path.stem, marks=pytest.mark.xdist_group(path.stem))
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
-]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SECONDS = 600
 # Two names after a slash that follows neither a word nor a tag, or a drive letter; web addresses are none.
 MACHINE_PATH = re.compile(r"(?<![\w./:<>-])/[\w.-]+/[\w.-]+|\b[A-Z]:\\")
 
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
 
-every_notebook = pytest.mark.parametrize("path", NOTEBOOKS)
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
 def code(notebook: NotebookNode) -> list[NotebookNode]:
