@@ -18,7 +18,7 @@ from figures.style import DPI, SCALE_PNG, Drawing, styled
 
 FOLDER = "figures"
 SOFTWARE = "Matplotlib " + ".".join(matplotlib.__version__.split(".")[:2])
-"""Versions lay text out differently, by some pixels; patches of one version don't."""
+"""Other versions lay text out otherwise, and so move panels by some pixels."""
 
 R = TypeVar("R")
 
