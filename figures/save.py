@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import TypeVar
 from xml.sax.saxutils import escape
 
+import matplotlib
+
 from analysis.errors import UserError
 from analysis.files import write_atomically, write_text
 from figures.artefacts import Run, open_run
 from figures.style import DPI, SCALE_PNG, Drawing, styled
 
 FOLDER = "figures"
+SOFTWARE = "Matplotlib " + ".".join(matplotlib.__version__.split(".")[:2])
+"""Other versions lay text out otherwise, and so move panels by some pixels."""
 
 R = TypeVar("R")
 
@@ -50,10 +54,10 @@ def png_bytes(drawing: Drawing) -> bytes:
         drawing: What to render.
 
     Returns:
-        The file's bytes, with title and description in its text chunks.
+        The file's bytes, with title, description and what drew it (`SOFTWARE`) in its text chunks.
     """
     buffer = io.BytesIO()
-    words = {"Title": drawing.title, "Description": drawing.alt, "Software": None}
+    words = {"Title": drawing.title, "Description": drawing.alt, "Software": SOFTWARE}
     drawing.figure.savefig(buffer, format="png", dpi=DPI * SCALE_PNG, metadata=words)
     return buffer.getvalue()
 

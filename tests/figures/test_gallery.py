@@ -13,14 +13,15 @@ from PIL import Image
 from analysis.errors import UserError
 from figures.gallery_index import GALLERY, HEAD, PAGE, PARTS, Part, build, main, parts_of, picture_of, section
 from figures.render import FACT_NAMES, NAMES, Drawn, drawn
-from figures.save import png_bytes
+from figures.save import SOFTWARE, png_bytes
 
 COARSE, TILES = 4, 8
 """Pixels are averaged by fours, so that letters may move a little; each eighth of both sides is judged by itself."""
 ROUNDED = 2
 """Pixels by which a side may differ."""
-TOLERANCE = 12.0
-"""Of 255, root mean square within a tile."""
+TOLERANCE = 8.0
+"""Of 255, root mean square within a tile. Measured on these figures: swapped colours of original and edited give 11.6
+or more, a lost panel 25 or more."""
 MEGABYTES = 5
 SHOWN = [(part, name) for part in parts_of(GALLERY) for name in part.figures]
 
@@ -57,6 +58,8 @@ def differs(committed: Image.Image, now: Image.Image) -> float:
 def test_the_figure_still_looks_like_its_picture_in_the_gallery(part: Part, name: str) -> None:
     path = GALLERY / picture_of(part, name)
     with Image.open(path) as committed, Image.open(io.BytesIO(png_bytes(figure(part.run, name).drawing))) as now:
+        if committed.info["Software"] != SOFTWARE:
+            pytest.skip(f"drawn by {committed.info['Software']}; {SOFTWARE} lays text out otherwise, and moves panels")
         off = differs(committed, now)
     assert off <= TOLERANCE, (
         f"{path.relative_to(GALLERY)} would look different now: by {off:.1f} of 255 in some part of it; allowed are "
