@@ -8,11 +8,14 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SECONDS = 600
+# The one thing that a notebook may lack: the language model, where it isn't here yet and nothing can be fetched.
+UNREACHABLE = "from the package index"
 # Two names after a slash that follows neither a word nor a tag, or a drive letter; web addresses are none.
 MACHINE_PATH = re.compile(r"(?<![\w./:<>-])/[\w.-]+/[\w.-]+|\b[A-Z]:\\")
 
@@ -55,7 +58,12 @@ def test_it_runs_and_its_claims_hold(path: Path, tmp_path: Path) -> None:
     }
     here = {"metadata": {"path": str(tmp_path)}}
     # A cell that raises, its claims at the end among them, raises here with the cell and its traceback.
-    NotebookClient(fresh, timeout=SECONDS, kernel_name="python3", resources=here).execute(env=environment)
+    try:
+        NotebookClient(fresh, timeout=SECONDS, kernel_name="python3", resources=here).execute(env=environment)
+    except CellExecutionError as error:
+        if UNREACHABLE in error.evalue:
+            pytest.skip(error.evalue)
+        raise
     assert [kinds(cell) for cell in code(stored)] == [kinds(cell) for cell in code(fresh)]
 
 

