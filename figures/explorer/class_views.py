@@ -260,7 +260,7 @@ def _response(value: float, most: float, colour: str) -> str:
     left, width = 50 + min(value, 0) / most * 50, abs(value) / most * 50
     return (
         f'<td><span class="bar middle"><b style="left:{left:.1f}%;width:{width:.1f}%;background:{colour}"></b></span>'
-        f"<span>{value:.1f}</span></td>"
+        f"<span>{value:.3g}</span></td>"
     )
 
 

@@ -152,7 +152,7 @@ def test_a_clicked_neuron_shows_what_it_does(opened: Page, run: Path) -> None:
     row = opened.locator("#neuron tbody tr").nth(4).locator("td")
     for at, model in enumerate((found.original, found.edited)):
         seen = look(found, "hidden2", chosen, model)
-        expect(row.nth(at)).to_have_text(f"{float(seen.means[4]):.1f}")
+        expect(row.nth(at)).to_have_text(f"{float(seen.means[4]):.3g}")
         expect(row.nth(2 + at)).to_have_text(f"{100 * seen.accuracies[4]:.0f} → {100 * seen.without[4]:.0f}%")
     choose(opened, "Layer", "head")
     expect(opened.locator("#neurons button")).to_have_count(10)
