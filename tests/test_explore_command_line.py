@@ -74,4 +74,4 @@ def test_without_runs_it_says_how_to_make_one(tmp_path: Path) -> None:
 
 
 def test_without_gradio_it_says_how_to_install_it(run: Path) -> None:
-    assert "pip install 'yesterday-unlearning[explore]'" in refused(run, code=WITHOUT_GRADIO)
+    assert "pip install 'gradio>=6'" in refused(run, code=WITHOUT_GRADIO)
