@@ -236,7 +236,9 @@ def _explorer() -> "ModuleType":
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
-        raise UserError("The explorer needs gradio, which is not installed; add it with: pip install 'gradio>=6'") from None
+        raise UserError(
+            "The explorer needs gradio, which is not installed; add it with: pip install 'gradio>=6'"
+        ) from None
     return explorer
 
 
