@@ -5,8 +5,9 @@ block is the same at every step, and the same in the working model and in the or
 While `remembered_below` lasts, both begin there.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
@@ -99,7 +100,7 @@ class _Prefix:
         def note(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
             noted.append((given[1:], named))
 
-        with ExitStack() as stack:
+        with unwatched(base), ExitStack() as stack:
             for number in range(self.first, len(self.parts.blocks)):
                 block = self.block(base, number)
                 stack.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
@@ -115,13 +116,9 @@ class _Prefix:
             raise _ReachedError
 
         where = self.block(base, self.first) if self.first < len(self.parts.blocks) else self._norm(base)
-        handle = where.register_forward_pre_hook(stop)
-        try:
+        with unwatched(base), suppress(_ReachedError):
+            where.register_forward_pre_hook(stop)
             type(base).forward(base, input_ids=ids, use_cache=False)
-        except _ReachedError:
-            pass
-        finally:
-            handle.remove()
         return caught[0]
 
     def _norm(self, base: nn.Module) -> nn.Module:
@@ -133,6 +130,26 @@ class _Prefix:
             output = self.block(base, number)(states, *given, **named)
             states = output if isinstance(output, torch.Tensor) else output[0]
         return self._norm(base)(states)
+
+
+@contextmanager
+def unwatched(model: nn.Module) -> Iterator[None]:
+    """Let nobody see a run that is for us alone: who watches a module would take it for one of theirs.
+
+    Args:
+        model: Its modules have no hooks meanwhile; those registered meanwhile are gone afterwards.
+
+    Yields:
+        Nothing.
+    """
+    noted = [(m, m._forward_hooks, m._forward_pre_hooks) for m in model.modules()]
+    try:
+        for module, _, _ in noted:
+            module._forward_hooks, module._forward_pre_hooks = OrderedDict(), OrderedDict()
+        yield
+    finally:
+        for module, after, before in noted:
+            module._forward_hooks, module._forward_pre_hooks = after, before
 
 
 class _ReachedError(Exception):

@@ -150,6 +150,31 @@ def test_hooks_below_are_served_by_the_whole_run(make):
 
 
 @BOTH
+@pytest.mark.parametrize("block", [1, 2])
+def test_hooks_above_see_each_run_once_and_nothing_else(make, block):
+    model = make()
+    seen = []
+    handle = model.get_submodule(anatomy(model).blocks[2]).register_forward_hook(
+        lambda _, __, output: seen.append(output[0] if isinstance(output, tuple) else output)
+    )
+    asked = [_rows(0, 3, 5), _rows(1, 2, 7), _rows(0, 3, 5)]
+    for ids in asked:
+        hidden_states(model, ids)
+    plain = list(seen)
+    seen.clear()
+    with remembered_below((model,), [_down(model, block)]) as passed:
+        for ids in asked:
+            hidden_states(model, ids)
+    assert passed == block
+    assert [one.shape for one in seen] == [one.shape for one in plain]
+    for one, other in zip(seen, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    handle.remove()
+    hidden_states(model, asked[0])
+    assert len(seen) == len(plain)
+
+
+@BOTH
 def test_models_are_as_before_also_after_an_error(make):
     model = make()
     with pytest.raises(ZeroDivisionError), remembered_below((model,), [_down(model, 1)]):
