@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from analysis.errors import UserError
+from figures.explorer.events import ONE_AT_A_TIME
 from figures.explorer.facts_html import (
     ablated_html,
     asked_html,
@@ -34,8 +35,6 @@ from figures.explorer.facts_neurons import Located, most_changed
 from figures.explorer.facts_pair import Pair, open_pair, prompt_of
 from figures.words import shorten
 
-ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "language models"}
-"""There is one edited model, whose strength every event sets anew."""
 SLID = 12
 """Tokens said at a strength: fewer than when asked, so that the slider is answered quickly."""
 LABEL = 90
