@@ -133,9 +133,10 @@ def strength_html(explored: Explored, shown: Shown, strength: float) -> tuple[st
     """
     run = explored.run
     own = fading_of(explored, shown.image, run.forget)
-    found = {f"strength {strength:.2f}": at_strength(explored, shown.image, strength)}
-    table = views.bars(found, _names(explored), run.forget, {"strength": EDITED})
-    return views.curves(explored.fading, own, strength, run.briefly), table
+    found = at_strength(explored, shown.image, strength)
+    table = views.bars({f"strength {strength:.2f}": found}, _names(explored), run.forget, {"strength": EDITED})
+    probability = float(found.shares[list(run.forget)].sum())
+    return views.curves(explored.fading, own, strength, probability, run.briefly), table
 
 
 def unit_html(explored: Explored, layer: str, unit: int) -> str:
@@ -228,9 +229,10 @@ def _picture_panel(explored: Explored, shown: gr.State) -> tuple[gr.HTML, gr.Dro
             which.input(lambda name: (image_of(explored, classes.index(name), 0), 0), which, [shown, turn], **LIVE)
         with gr.Column(scale=3, min_width=320):
             answered = _html(name="answers")
+    golds = f" The gold is one of the {len(explored.golds)}." if len(explored.golds) > 1 else ""
     _html(
         "<h3>Which pixels speak for the answer</h3><p>Integrated gradients from an empty picture, in logits: red "
-        "pixels speak for the answer, blue ones against it, on one scale for all models. The gold is one of them.</p>"
+        f"pixels speak for the answer, blue ones against it, on one scale for all models.{golds}</p>"
     )
     toward = gr.Dropdown([OWN, *_names(explored)], value=OWN, label="Explain")
     explained = _html(name="pixels")

@@ -17,7 +17,7 @@ from torch import nn
 from analysis.audit.facts.case import FactReading
 from analysis.errors import UserError
 from figures.explorer import facts_html
-from figures.explorer.facts_chart import Curve, chart, rounded_up
+from figures.explorer.chart import Curve, chart, rounded_up
 from figures.explorer.facts_model import (
     Candidate,
     Layer,
