@@ -1,4 +1,4 @@
-"""How tests run: one thread a process, since more than cores would make all of them wait, and a file's tests together."""
+"""How tests run: one thread a process, since more threads than cores slow all down; a file's tests stay together."""
 
 from typing import Any
 
