@@ -11,13 +11,18 @@ from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 
-import gradio as gr
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
-
 from analysis.errors import UserError
 from figures.artefacts import Run, existing
 from unlearn.documents import read_run
+
+try:
+    import gradio as gr
+except ModuleNotFoundError as error:
+    if error.name != "gradio":
+        raise
+    raise UserError("The explorer needs gradio, which is not installed; add it with: pip install 'gradio>=6'") from None
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 HOST = "127.0.0.1"
 SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif")

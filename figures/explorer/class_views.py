@@ -23,7 +23,11 @@ from figures.words import percent, tick_percent
 MOST_ROWS = 10
 MOST_UNITS = 256
 COVERED = 0.995
+"""Share of the pixels that one scale covers."""
 PAPER = 0.55
+"""How dark the image's full ink is under the attributions, which must be seen on it."""
+UNSIGNED = "#7B5CB8"
+"""Of numbers without a sign: neither the original's colour nor the edited model's."""
 COLOURS = {"original": ORIGINAL, "edited": EDITED, "gold": GOLD}
 LEARNED = {"rest": "the rest", "new": "the new class"}
 
@@ -208,7 +212,7 @@ def grid(values: torch.Tensor, chosen: int, layer: str, unit_of: str) -> str:
     cells = []
     for unit in shown:
         value = float(values[unit])
-        colour = (EDITED if value >= 0 else ORIGINAL) if signed else "#7B5CB8"
+        colour = (EDITED if value >= 0 else ORIGINAL) if signed else UNSIGNED
         cells.append(
             f'<button type="button" data-unit="{unit}" aria-pressed="{str(unit == chosen).lower()}" '
             f'title="neuron {unit}: {value:.3g}" style="background:{_rgba(colour, abs(value) / most)}">{unit}</button>'
