@@ -29,8 +29,6 @@ from yesterday_options import (
 )
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from unlearn.documents import RunConfig
     from unlearn.language.config import FactRunConfig
     from unlearn.pipeline import Stage
@@ -230,18 +228,6 @@ def report(
     Console().print(f"Wrote {write_report(runs, out)}.", highlight=False)
 
 
-def _explorer() -> "ModuleType":
-    try:
-        from figures.explorer import app as explorer
-    except ModuleNotFoundError as error:
-        if error.name != "gradio":
-            raise
-        raise UserError(
-            "The explorer needs gradio, which is not installed; add it with: pip install 'gradio>=6'"
-        ) from None
-    return explorer
-
-
 @app.command()
 def explore(
     run: Annotated[
@@ -254,10 +240,11 @@ def explore(
 
     Example: `yesterday explore runs/digit-6`; Ctrl-C ends it.
     """
-    explorer = _explorer()
+    from figures.explorer.app import newest_run, serve
+
     _threads(1)
     say = functools.partial(Console().print, highlight=False, soft_wrap=True)
-    explorer.serve(run or explorer.newest_run(Path("runs")), port, browser, say)
+    serve(run or newest_run(Path("runs")), port, browser, say)
 
 
 EditFile = Annotated[Path, typer.Argument(help="An edit.safetensors.", metavar="EDIT")]

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import BboxBase
 
 from figures.style import FAINT
 
@@ -45,6 +46,24 @@ def _covered(box: np.ndarray, others: np.ndarray) -> int:
     return round(float((wide.clip(0) * high.clip(0)).sum()))
 
 
+def _best_place(
+    place: np.ndarray, half: np.ndarray, pixels: float, frame: BboxBase, taken: np.ndarray, marks: np.ndarray
+) -> tuple[np.ndarray, float]:
+    # Where a name's middle goes, from its point and in pixels, and at which gap: the first free spot, else the least
+    # covered one. `half` is half of the name's width and height.
+    found = []
+    for gap, side in itertools.product((NEAR, FAR, FARTHEST), SIDES):
+        away = (RADIUS + gap) * (DIAGONAL if all(side) else 1)
+        offset = np.array(side) * (half + away * pixels)
+        box = np.concatenate([place + offset - half, place + offset + half])
+        outside = max(0.0, frame.x0 - box[0], frame.y0 - box[1], box[2] - frame.x1, box[3] - frame.y1)
+        cost = _covered(box, taken) + _covered(box, marks) + round(outside * 100)
+        if not cost:
+            return offset, gap
+        found.append((cost, offset, gap))
+    return min(found, key=lambda one: one[0])[1:]
+
+
 def write_labels(
     figure: Figure, axes: Axes, labels: Sequence[Label], others: Sequence[tuple[float, float]] = (), size: float = 8
 ) -> None:
@@ -70,22 +89,11 @@ def write_labels(
         )  # fmt: skip
         extent = written.get_window_extent(renderer)
         half = np.array([extent.width, extent.height]) / 2
-        best: tuple[int, np.ndarray, float] | None = None
-        for gap, side in itertools.product((NEAR, FAR, FARTHEST), SIDES):
-            away = (RADIUS + gap) * (DIAGONAL if all(side) else 1)
-            offset = np.array(side) * (half + away * pixels)
-            box = np.concatenate([place + offset - half, place + offset + half])
-            outside = max(0.0, frame.x0 - box[0], frame.y0 - box[1], box[2] - frame.x1, box[3] - frame.y1)
-            cost = _covered(box, taken) + _covered(box, marks) + round(outside * 100)
-            if best is None or cost < best[0]:
-                best = cost, offset, gap
-            if not cost:
-                break
-        assert best is not None  # there is at least one side
-        written.set_position(tuple(best[1] / pixels))
-        taken = np.concatenate([taken, [np.concatenate([place + best[1] - half, place + best[1] + half])]])
-        if best[2] > NEAR:
-            end = np.clip(np.zeros(2), best[1] - half, best[1] + half) / pixels
+        offset, gap = _best_place(place, half, pixels, frame, taken, marks)
+        written.set_position(tuple(offset / pixels))
+        taken = np.concatenate([taken, [np.concatenate([place + offset - half, place + offset + half])]])
+        if gap > NEAR:
+            end = np.clip(np.zeros(2), offset - half, offset + half) / pixels
             axes.annotate(
                 "", (label.x, label.y), tuple(end), textcoords="offset points",
                 arrowprops={"arrowstyle": "-", "color": FAINT, "lw": 0.6, "shrinkA": 0, "shrinkB": RADIUS},

@@ -1,4 +1,4 @@
-"""One thread a test process: tests run side by side, and more threads than cores would make all of them wait."""
+"""How tests run: one thread a process, since more threads than cores slow all down; a file's tests stay together."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ class ByFile(LoadScopeScheduling):
         return nodeid if file.endswith(APART) else file
 
 
-@pytest.hookimpl
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
     """Say how tests are dealt out, whatever `--dist` says: its own "loadgroup" has no effect under pytest 9."""
     return ByFile(config, log)

@@ -1,6 +1,7 @@
 """Run folders for the explorer's tests, with tiny models of both families and an edit made by hand."""
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from torch import nn
 
 from analysis.attribution.anatomy import anatomy
 from analysis.subjects.language.models import save_language_model
+from figures.explorer.facts_pair import Pair
 from unlearn.documents import RunReport
 from unlearn.edit import Edit
 from unlearn.language.config import FactRunConfig
 from unlearn.language.run import state_of
 
+PROMPT, ANSWER = "The Beatles came from the city of", "Liverpool and Rome"
 TOUCHED = {0: (3, 17), 2: (5, 30)}
 """Neurons, by block, of whose weights the edit changes some."""
 
@@ -67,3 +70,23 @@ def explored(folder: Path, make: Callable[[], nn.Module]) -> Path:
     )  # fmt: skip
     (run / "run.json").write_text(report.model_dump_json(), encoding="utf-8")
     return run
+
+
+def log_p(model: nn.Module, ids: list[int], place: int) -> float:
+    """log p of one token, from a whole forward pass over what stands before it."""
+    with torch.no_grad():
+        return float(model(input_ids=torch.tensor([ids[:place]])).logits[0, -1].log_softmax(0)[ids[place]])
+
+
+def probability(model: nn.Module, pair: Pair, prompt: str = PROMPT, answer: str = ANSWER) -> float:
+    ids, start = pair.tokenizer(f"{prompt} {answer}").input_ids, len(pair.tokenizer(prompt).input_ids)
+    return math.exp(sum(log_p(model, ids, place) for place in range(start, len(ids))))
+
+
+def greedy(model: nn.Module, pair: Pair, new: int = 20) -> list[int]:
+    ids: list[int] = pair.tokenizer(PROMPT).input_ids
+    for _ in range(new):
+        with torch.no_grad():
+            ids = [*ids, int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())]
+    end = pair.tokenizer.eos_token_id
+    return ids[: ids.index(end)] if end in ids else ids

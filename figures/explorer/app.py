@@ -11,16 +11,25 @@ from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 
-import gradio as gr
-
 from analysis.errors import UserError
 from figures.artefacts import Run, existing
 from unlearn.documents import read_run
+
+try:
+    import gradio as gr
+except ModuleNotFoundError as error:
+    if error.name != "gradio":
+        raise
+    raise UserError("The explorer needs gradio, which is not installed; add it with: pip install 'gradio>=6'") from None
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 HOST = "127.0.0.1"
 SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif")
 SYSTEM_MONO = ("ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
 STYLES = Path(__file__).parent
+GUARD = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
+"""A page from elsewhere can give its own name to this machine's address, and would then be let in as one of ours."""
 
 
 def newest_run(folder: Path) -> Path:
@@ -99,6 +108,8 @@ def serving(run_folder: Path, port: int | None = None) -> Iterator[str]:
             share=False,
             ssr_mode=False,
             footer_links=[],
+            max_file_size=1,  # nothing here takes files, and gradio would keep whatever it is sent
+            app_kwargs={"middleware": [GUARD]},
             theme=theme(),
             css_paths=sorted(STYLES.glob("*.css")),
         )

@@ -26,6 +26,7 @@ from unlearn.run import Run
 STRENGTHS = 21
 STEPS = 32
 MOST_WATCHED = 500
+BATCH = 500
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def attributions(explored: Explored, image: torch.Tensor, label: int | None = No
 def _logits(explored: Explored, images: torch.Tensor, strength: float) -> torch.Tensor:
     # Of the original with so much of the edit.
     changed = explored.edit.partly(explored.original.state_dict(), strength)
-    return torch.cat([functional_call(explored.original, changed, (part,)) for part in images.split(MOST_WATCHED)])
+    return torch.cat([functional_call(explored.original, changed, (part,)) for part in images.split(BATCH)])
 
 
 def at_strength(explored: Explored, image: torch.Tensor, strength: float) -> Answer:

@@ -11,6 +11,7 @@ import torch
 from figures.explorer import class_views as views
 from figures.explorer.class_model import Explored, answers, at_strength, attributions, fading_of, open_classes
 from figures.explorer.class_units import MEASURES, layers, look
+from figures.explorer.events import ONE_AT_A_TIME
 from figures.explorer.pad import ink_of, pad
 from figures.explorer.strokes import as_image
 from figures.style import EDITED
@@ -21,14 +22,8 @@ CLICK = """element.addEventListener('click', (event) => {
     const button = event.target.closest('[data-unit]');
     if (button) trigger('click', {unit: Number(button.dataset.unit)});
 });"""
-ALONE: dict[str, Any] = {
-    # One call at a time, whichever panel it comes from: what captures activations hangs on the models themselves.
-    "concurrency_id": "models",
-    "concurrency_limit": 1,
-    "trigger_mode": "always_last",
-    "show_progress": "hidden",
-    "api_visibility": "private",
-}
+LIVE: dict[str, Any] = {**ONE_AT_A_TIME, "trigger_mode": "always_last", "show_progress": "hidden"}
+"""Of an event that may come faster than it is answered."""
 
 
 @dataclass(frozen=True)
@@ -138,9 +133,10 @@ def strength_html(explored: Explored, shown: Shown, strength: float) -> tuple[st
     """
     run = explored.run
     own = fading_of(explored, shown.image, run.forget)
-    found = {f"strength {strength:.2f}": at_strength(explored, shown.image, strength)}
-    table = views.bars(found, _names(explored), run.forget, {"strength": EDITED})
-    return views.curves(explored.fading, own, strength, run.briefly), table
+    found = at_strength(explored, shown.image, strength)
+    table = views.bars({f"strength {strength:.2f}": found}, _names(explored), run.forget, {"strength": EDITED})
+    probability = float(found.shares[list(run.forget)].sum())
+    return views.curves(explored.fading, own, strength, probability, run.briefly), table
 
 
 def unit_html(explored: Explored, layer: str, unit: int) -> str:
@@ -169,6 +165,11 @@ def unit_html(explored: Explored, layer: str, unit: int) -> str:
     return views.neuron(f"Neuron {unit} of {layer}", found, strips, run.classes, run.forget)
 
 
+def _html(text: str = "", name: str | None = None, **more: Any) -> gr.HTML:
+    # The style sheet's rules are for what is inside this class.
+    return gr.HTML(text, elem_id=name, elem_classes="classes", **more)
+
+
 def class_page(folder: Path, page: gr.Blocks) -> None:
     """Put a run's panels on the page that is being built.
 
@@ -189,9 +190,9 @@ def class_page(folder: Path, page: gr.Blocks) -> None:
         return strength_html(explored, picture, part)
 
     # On each visit and for each new picture everything; choices and slider move their own panel only.
-    gr.on([page.load, shown.change], ask, [shown, toward], [answered, explained], **ALONE)
-    gr.on([page.load, shown.change, strength.input], slide, [shown, strength], [faded, partly], **ALONE)
-    toward.input(lambda one, label: pixels_html(explored, one, label), [shown, toward], explained, **ALONE)
+    gr.on([page.load, shown.change], ask, [shown, toward], [answered, explained], **LIVE)
+    gr.on([page.load, shown.change, strength.input], slide, [shown, strength], [faded, partly], **LIVE)
+    toward.input(lambda one, label: pixels_html(explored, one, label), [shown, toward], explained, **LIVE)
     _neuron_panel(explored, page)
 
 
@@ -200,7 +201,7 @@ def _picture_panel(explored: Explored, shown: gr.State) -> tuple[gr.HTML, gr.Dro
     can = explored.frame is not None
     what = escape(explored.run.briefly)
     beside = f", beside {plural(len(explored.golds), 'model')} that never knew {what}" if explored.golds else ""
-    gr.HTML(
+    _html(
         f"<h2>Ask the models</h2><p>{'Draw with the mouse or a finger, or take' if can else 'Take'} a test image: "
         f"original and edited model answer at once{beside}. Does any answer change but those to {what}?</p>"
     )
@@ -223,22 +224,23 @@ def _picture_panel(explored: Explored, shown: gr.State) -> tuple[gr.HTML, gr.Dro
                 lambda name, n: (image_of(explored, classes.index(name), n + 1), n + 1),
                 [which, turn],
                 [shown, turn],
-                **ALONE,
+                **LIVE,
             )
-            which.input(lambda name: (image_of(explored, classes.index(name), 0), 0), which, [shown, turn], **ALONE)
+            which.input(lambda name: (image_of(explored, classes.index(name), 0), 0), which, [shown, turn], **LIVE)
         with gr.Column(scale=3, min_width=320):
-            answered = gr.HTML(elem_id="answers")
-    gr.HTML(
+            answered = _html(name="answers")
+    golds = f" The gold is one of the {len(explored.golds)}." if len(explored.golds) > 1 else ""
+    _html(
         "<h3>Which pixels speak for the answer</h3><p>Integrated gradients from an empty picture, in logits: red "
-        "pixels speak for the answer, blue ones against it, on one scale for all models. The gold is one of them.</p>"
+        f"pixels speak for the answer, blue ones against it, on one scale for all models.{golds}</p>"
     )
     toward = gr.Dropdown([OWN, *_names(explored)], value=OWN, label="Explain")
-    explained = gr.HTML(elem_id="pixels")
+    explained = _html(name="pixels")
     return answered, toward, explained
 
 
 def _strength_panel(explored: Explored) -> tuple[gr.Slider, gr.HTML, gr.HTML]:
-    gr.HTML(
+    _html(
         "<h2>Slide the edit</h2><p>At 0 the model is the original, at 1 the edited one, and between them its weights "
         "lie on the straight line; nobody trained those models, so the rest may suffer on the way. Where does your "
         "picture's answer tip over?</p>"
@@ -246,18 +248,18 @@ def _strength_panel(explored: Explored) -> tuple[gr.Slider, gr.HTML, gr.HTML]:
     strength = gr.Slider(0, 1, value=0.5, step=0.01, label="Strength of the edit", elem_id="strength", buttons=[])
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
-            faded = gr.HTML(elem_id="fading")
+            faded = _html(name="fading")
         with gr.Column(scale=2, min_width=280):
-            partly = gr.HTML(elem_id="partly")
+            partly = _html(name="partly")
     return strength, faded, partly
 
 
 def _neuron_panel(explored: Explored, page: gr.Blocks) -> None:
     names = layers(explored)
     if not names:
-        gr.HTML("<h2>Look at neurons</h2><p>This network has no layer whose neurons could be told apart.</p>")
+        _html("<h2>Look at neurons</h2><p>This network has no layer whose neurons could be told apart.</p>")
         return
-    gr.HTML(
+    _html(
         "<h2>Look at neurons</h2><p>Click a neuron to see which test images it responds to, before and after the "
         "edit, and what is lost when it is cut out. Responses are the layer's output before the nonlinearity that "
         f"follows; of a channel the highest one. Red is accuracy lost. {len(explored.some)} test images.</p>"
@@ -267,9 +269,9 @@ def _neuron_panel(explored: Explored, page: gr.Blocks) -> None:
         measure = gr.Dropdown(list(MEASURES), value=next(iter(MEASURES)), label="Colour", min_width=220, scale=2)
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            cells = gr.HTML(elem_id="neurons", js_on_load=CLICK)
+            cells = _html(name="neurons", js_on_load=CLICK)
         with gr.Column(scale=3, min_width=320):
-            detail = gr.HTML(elem_id="neuron")
+            detail = _html(name="neuron")
 
     def overview(layer: str, measure: str) -> tuple[str, str]:
         values = MEASURES[measure].values(explored, layer)
@@ -282,5 +284,5 @@ def _neuron_panel(explored: Explored, page: gr.Blocks) -> None:
         return views.grid(values, chosen, layer, MEASURES[measure].unit), unit_html(explored, layer, chosen)
 
     choices, panels = [layer, measure], [cells, detail]
-    gr.on([page.load, layer.input, measure.input], overview, choices, panels, **ALONE)
-    cells.click(click, choices, panels, **{**ALONE, "trigger_mode": "multiple"})
+    gr.on([page.load, layer.input, measure.input], overview, choices, panels, **LIVE)
+    cells.click(click, choices, panels, **{**LIVE, "trigger_mode": "multiple"})

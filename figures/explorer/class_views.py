@@ -14,18 +14,22 @@ import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
 
+from figures.explorer.chart import Curve, chart
 from figures.explorer.class_model import Answer, Fading, Pixels
 from figures.explorer.class_units import Seen
-from figures.style import DIVERGING, EDITED, FORGOTTEN, GOLD, ORIGINAL, RETAINED, centred, picture
-from figures.words import percent
+from figures.style import DIVERGING, EDITED, GOLD, ORIGINAL, centred, picture
+from figures.words import percent, tick_percent
 
 MOST_ROWS = 10
 MOST_UNITS = 256
 COVERED = 0.995
+"""Share of the pixels that one scale covers."""
 PAPER = 0.55
+"""How dark the image's full ink is under the attributions, which must be seen on it."""
+UNSIGNED = "#7B5CB8"
+"""Of numbers without a sign: neither the original's colour nor the edited model's."""
 COLOURS = {"original": ORIGINAL, "edited": EDITED, "gold": GOLD}
-CURVES = {"forgotten": FORGOTTEN, "rest": RETAINED, "new": GOLD}
-WIDE, HIGH, LEFT, BOTTOM = 460, 210, 44, 38
+LEARNED = {"rest": "the rest", "new": "the new class"}
 
 
 def _short(share: float) -> str:
@@ -153,62 +157,36 @@ def overlays(
     return f'<div class="overlays">{"".join(shown)}</div>'
 
 
-def _path(strengths: Sequence[float], values: Sequence[float]) -> str:
-    points = (_point(s, v) for s, v in zip(strengths, values, strict=True))
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-
-
-def _point(strength: float, value: float) -> tuple[float, float]:
-    return LEFT + strength * (WIDE - LEFT - 12), 10 + (1 - value) * (HIGH - BOTTOM - 10)
-
-
-def curves(fading: Fading, own: Sequence[float], strength: float, forgotten: str) -> str:
+def curves(fading: Fading, own: Sequence[float], strength: float, probability: float, forgotten: str) -> str:
     """Draw what is known along the edit's strength.
 
     Args:
         fading: Accuracies on test images.
         own: The present image's probability of the forgotten classes at the same strengths.
         strength: Where the slider stands.
+        probability: Like `own`, there.
         forgotten: The forgotten classes, for the legend.
 
     Returns:
         A figure: lines, the slider's place, and a legend.
     """
     labels = {
-        "forgotten": f"accuracy on {forgotten} (n = {fading.examples['forgotten']})",
-        "rest": f"accuracy on the rest (n = {fading.examples['rest']})",
-        "new": f"accuracy on the new class (n = {fading.examples.get('new', 0)})",
+        name: f"accuracy on {LEARNED.get(name, forgotten)} (n = {fading.examples[name]})" for name in fading.curves
     }
-    grid = "".join(
-        f'<line x1="{LEFT}" x2="{WIDE - 12}" y1="{_point(0, v)[1]:.1f}" y2="{_point(0, v)[1]:.1f}" class="grid"/>'
-        f'<text x="{LEFT - 6}" y="{_point(0, v)[1] + 4:.1f}" text-anchor="end">{100 * v:.0f}%</text>'
-        for v in (0, 0.5, 1)
-    )
-    ticks = "".join(
-        f'<text x="{_point(s, 0)[0]:.1f}" y="{HIGH - BOTTOM + 16}" text-anchor="middle">{s:g}</text>'
-        for s in (0, 0.5, 1)
-    )
-    lines = "".join(
-        f'<polyline points="{_path(fading.strengths, values)}" style="stroke:{CURVES[name]}"/>'
-        for name, values in fading.curves.items()
-    )
-    x = _point(strength, 0)[0]
     words = "; ".join(
         f"{labels[name]}: {percent(values[0])} at strength 0, lowest {percent(min(values))}, {percent(values[-1])} at 1"
         for name, values in fading.curves.items()
     )
+    lines = [Curve(name, values) for name, values in fading.curves.items()]
+    drawn = chart(
+        fading.strengths, [*lines, Curve("own", own)], "strength of the edit", words, tick_percent, (0, 0.5, 1),
+        (0, 1), steps=2, mark=(strength, probability),
+    )  # fmt: skip
     legend = "".join(
-        f'<li><span class="dash" style="border-color:{CURVES[name]}"></span>{escape(labels[name])}</li>'
-        for name in fading.curves
+        f'<li><span class="dash {name}"></span>{escape(text)}</li>'
+        for name, text in {**labels, "own": f"your picture: probability of {forgotten}"}.items()
     )
-    return (
-        f'<figure class="fading"><svg viewBox="0 0 {WIDE} {HIGH}" role="img" aria-label="{escape(words)}">'
-        f'{grid}{ticks}<text x="{(LEFT + WIDE) / 2}" y="{HIGH - 2}" text-anchor="middle">strength of the edit</text>'
-        f'<line x1="{x:.1f}" x2="{x:.1f}" y1="10" y2="{HIGH - BOTTOM}" class="here"/>{lines}'
-        f'<polyline points="{_path(fading.strengths, own)}" class="own"/></svg>'
-        f'<ul class="legend">{legend}<li><span class="dash own"></span>your picture: probability of '
-        f"{escape(forgotten)}</li></ul></figure>"
-    )
+    return f'<figure class="fading">{drawn}<ul class="legend">{legend}</ul></figure>'
 
 
 def _rgba(colour: str, share: float) -> str:
@@ -234,7 +212,7 @@ def grid(values: torch.Tensor, chosen: int, layer: str, unit_of: str) -> str:
     cells = []
     for unit in shown:
         value = float(values[unit])
-        colour = (EDITED if value >= 0 else ORIGINAL) if signed else "#7B5CB8"
+        colour = (EDITED if value >= 0 else ORIGINAL) if signed else UNSIGNED
         cells.append(
             f'<button type="button" data-unit="{unit}" aria-pressed="{str(unit == chosen).lower()}" '
             f'title="neuron {unit}: {value:.3g}" style="background:{_rgba(colour, abs(value) / most)}">{unit}</button>'

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from figures.explorer.facts_chart import Curve, chart, rounded_up
+from figures.explorer.chart import Curve, chart, rounded_up
 from figures.explorer.facts_model import Candidate, Layer, Question, Told, half_strength
 from figures.explorer.facts_neurons import Ablation, Fired, Neuron
 from figures.facts.lens import layer_name

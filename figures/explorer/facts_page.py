@@ -1,7 +1,7 @@
 """The page of a run on facts: ask both models, look layer by layer, turn the edit up and down, look at neurons."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from analysis.errors import UserError
+from figures.explorer.events import ONE_AT_A_TIME
 from figures.explorer.facts_html import (
     ablated_html,
     asked_html,
@@ -30,12 +31,10 @@ from figures.explorer.facts_model import (
     lens,
     question,
 )
-from figures.explorer.facts_neurons import Located, most_changed
+from figures.explorer.facts_neurons import Located, Neuron, most_changed
 from figures.explorer.facts_pair import Pair, open_pair, prompt_of
 from figures.words import shorten
 
-ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "language models"}
-"""There is one edited model, whose strength every event sets anew."""
 SLID = 12
 """Tokens said at a strength: fewer than when asked, so that the slider is answered quickly."""
 LABEL = 90
@@ -81,7 +80,27 @@ def strengths_panels(pair: Pair, asked: Question, curve: list[float], strength: 
     yield strength_html(asked, STRENGTHS, curve, strength, probability, said)
 
 
-def _panel(title: str, sentence: str) -> None:
+def neuron_panels(located: Located, name: str | None, asked: Question | None) -> Iterator[tuple[str, str]]:
+    """Look at a neuron.
+
+    Args:
+        located: The listed neurons.
+        name: Of one of them; None where none is chosen yet.
+        asked: The present question, if there is one.
+
+    Yields:
+        HTML of what it does and of what hangs on it: at once without the latter, which takes longer, then with it.
+    """
+    if name is None:
+        yield CHOOSE if located.neurons else "", ""
+        return
+    one = located.named(name)
+    seen = fired_html(one, located.fired(one), located.prompts) + promoted_html(*located.promoted(one))
+    yield seen, WAIT
+    yield seen, ablated_html(located.ablated(one, asked), len(located.neurons))
+
+
+def _heading(title: str, sentence: str) -> None:
     gr.HTML(f"<h2>{escape(title)}</h2><p>{escape(sentence)}</p>", elem_classes="facts", apply_default_css=False)
 
 
@@ -89,19 +108,11 @@ def _html(name: str, value: str = "") -> gr.HTML:
     return gr.HTML(value, elem_classes="facts", elem_id=name, apply_default_css=False)
 
 
-def facts_page(folder: Path) -> None:
-    """Put a run's panels on the page that is being built.
-
-    Args:
-        folder: The run; its models are loaded here.
-    """
-    pair = open_pair(folder)
-    located = Located(pair, tuple(most_changed(pair.original, pair.edit)))
-    choices = examples(pair)
+def _ask_panel(
+    choices: Sequence[tuple[str, str, str]],
+) -> tuple[gr.Dropdown, gr.Textbox, gr.Textbox, gr.Button, gr.HTML, gr.HTML]:
     first = choices[0] if choices else ("", "", "")
-    asked, curve = gr.State(None), gr.State(None)
-
-    _panel(
+    _heading(
         "Ask both models",
         "Each model continues your prompt; colours show which words the edit made less or more likely. Try a fact that "
         "was forgotten, one that the edit never saw, and one that must stay.",
@@ -115,34 +126,56 @@ def facts_page(folder: Path) -> None:
         answer = gr.Textbox(first[2], label="Answer to follow (or the original's next word)", scale=2,
                             elem_id="facts-answer")  # fmt: skip
     button = gr.Button("Ask both", variant="primary", elem_id="facts-ask")
-    answers, nexts = _html("facts-answers"), _html("facts-candidates")
+    return example, prompt, answer, button, _html("facts-answers"), _html("facts-candidates")
 
-    _panel(
+
+def _layer_panel() -> gr.HTML:
+    _heading(
         "Layer by layer",
         "The logit lens reads every layer as if it were the last one: see where the original comes to the answer, and "
         "whether the edited model still gets there and drops it again.",
     )
-    layers = _html("facts-lens")
+    return _html("facts-lens")
 
-    _panel(
+
+def _strength_panel() -> tuple[gr.Slider, gr.HTML]:
+    _heading(
         "Turn the edit up and down",
         "At 0 you talk to the original, at 1 to the edited model, between them to a mixture of their weights: slide "
         "and watch the answer fade.",
     )
     strength = gr.Slider(0, 1, value=1, step=0.05, label="Strength of the edit", elem_id="facts-strength")
-    faded = _html("facts-faded")
+    return strength, _html("facts-faded")
 
-    _panel(
+
+def _neuron_panel(neurons: Sequence[Neuron]) -> tuple[gr.Radio, gr.HTML, gr.HTML]:
+    _heading(
         "Neurons",
-        f"The {len(located.neurons)} MLP neurons whose weights the edit changed most, L2.839 being neuron "
-        "839 of block 2: choose one to see what it responds to, which words it pushes, and what is lost without it."
-        if located.neurons
+        f"The {len(neurons)} MLP neurons whose weights the edit changed most, {neurons[0].name} being neuron "
+        f"{neurons[0].number} of block {neurons[0].block}: choose one to see what it responds to, which words it "
+        "pushes, and what is lost without it."
+        if neurons
         else "This edit left all MLP neurons alone, so there are none to look at.",
     )
-    neuron = gr.Radio([one.name for one in located.neurons], label="Neuron", elem_id="facts-neurons",
-                      visible=bool(located.neurons))  # fmt: skip
-    hint = CHOOSE if located.neurons else ""
-    portrait, loss = _html("facts-neuron", hint), _html("facts-ablation")
+    neuron = gr.Radio([one.name for one in neurons], label="Neuron", elem_id="facts-neurons",
+                      visible=bool(neurons))  # fmt: skip
+    return neuron, _html("facts-neuron", CHOOSE if neurons else ""), _html("facts-ablation")
+
+
+def facts_page(folder: Path) -> None:
+    """Put a run's panels on the page that is being built.
+
+    Args:
+        folder: The run; its models are loaded here.
+    """
+    pair = open_pair(folder)
+    located = Located(pair, tuple(most_changed(pair.original, pair.edit)))
+    choices = examples(pair)
+    asked, curve = gr.State(None), gr.State(None)
+    example, prompt, answer, button, answers, nexts = _ask_panel(choices)
+    layers = _layer_panel()
+    strength, faded = _strength_panel()
+    neuron, portrait, loss = _neuron_panel(located.neurons)
 
     def begin(typed: str, wanted: str) -> tuple[Question, str, str]:
         try:
@@ -164,13 +197,7 @@ def facts_page(folder: Path) -> None:
             yield from strengths_panels(pair, now, found, at)
 
     def look(name: str | None, now: Question | None) -> Iterator[tuple[str, str]]:
-        if not name:
-            yield hint, ""
-            return
-        one = located.named(name)
-        seen = fired_html(one, located.fired(one), located.prompts) + promoted_html(*located.promoted(one))
-        yield seen, WAIT
-        yield seen, ablated_html(located.ablated(one, now), len(located.neurons))
+        yield from neuron_panels(located, name, now)
 
     def take(number: int | None) -> tuple[str, str]:
         return ("", "") if number is None else choices[number][1:]

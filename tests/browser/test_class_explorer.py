@@ -130,8 +130,8 @@ def test_knowledge_fades_as_the_slider_moves(opened: Page) -> None:
         slider.press(key)
         expect(opened.locator("#partly thead")).to_contain_text(f"strength {strength}")
         seen.append(shares(opened.locator("#partly")))
-        x = float(opened.locator("#fading .here").get_attribute("x1") or 0)
-        assert x == pytest.approx(44 if key == "Home" else 448, abs=1)
+        x = float(opened.locator("#fading line.mark").get_attribute("x1") or 0)
+        assert x == pytest.approx(62 if key == "Home" else 428, abs=1)
     assert seen[0] == pytest.approx(shares(opened.locator("#answers"), 0), abs=0.11)
     assert seen[1] == pytest.approx(shares(opened.locator("#answers"), 1), abs=0.11)
     assert seen[0][6] > 50

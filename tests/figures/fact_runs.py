@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -196,3 +198,12 @@ def make_fact_run(
     report = {"schema_version": 1, "name": "test", "config": config, "total": total, "changed": 1}
     write_text(folder / "run.json", json.dumps(report))
     return folder
+
+
+def changed(folder: Path, to: Path, name: str, change: Callable[[dict], None]) -> Path:
+    """A copy of a run folder, without its figures, in which one document says something else."""
+    shutil.copytree(folder, to, ignore=shutil.ignore_patterns("figures"))
+    document = json.loads((to / name).read_text())
+    change(document)
+    (to / name).write_text(json.dumps(document))
+    return to

@@ -16,7 +16,7 @@ class Curve:
     """One line of a chart.
 
     Attributes:
-        name: A class in the style sheet, "original" or "edited"; the two differ by colour, dashes and dots.
+        name: A class in the family's style sheet, which has its colour, e.g. "original".
         values: One for each place on the horizontal axis.
     """
 
@@ -88,4 +88,6 @@ def chart(
             f'<line class="mark" x1="{x(place):.1f}" x2="{x(place):.1f}" y1="{TOP}" y2="{HIGH - BOTTOM}"/>'
             f'<circle class="mark" cx="{x(place):.1f}" cy="{y(value):.1f}" r="6"/>'
         )
-    return f'<svg viewBox="0 0 {WIDE} {HIGH}" role="img" aria-label="{escape(alt)}">{"".join(parts)}</svg>'
+    return (
+        f'<svg class="chart" viewBox="0 0 {WIDE} {HIGH}" role="img" aria-label="{escape(alt)}">{"".join(parts)}</svg>'
+    )

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import re
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from analysis.files import load_tensors
 from analysis.subjects.data import load_images
 from analysis.training import accuracy, logits_of
 from figures.explorer import class_page, class_views
-from figures.explorer.app import newest_run
 from figures.explorer.class_model import (
     Explored,
     answer,
@@ -71,16 +69,6 @@ def test_an_unfinished_run_says_what_to_do(folder: Path, tmp_path: Path) -> None
     (tmp_path / "run.json").write_text(json.dumps(document))
     with pytest.raises(UserError, match=r"run\.json is damaged"):
         open_classes(tmp_path)
-
-
-def test_the_newest_run_is_taken(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="make one with: yesterday run digit-6"):
-        newest_run(tmp_path)
-    for at, name in enumerate(("b", "c", "a")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "run.json").write_text("{}")
-        os.utime(tmp_path / name / "run.json", (at, at))
-    assert newest_run(tmp_path) == tmp_path / "a"
 
 
 def test_answers_are_probabilities_and_golds_have_a_spread(digits: Explored, six: torch.Tensor) -> None:
@@ -257,9 +245,33 @@ def test_of_many_classes_the_likeliest_have_rows(digits: Explored) -> None:
 
 
 def test_names_are_text_and_never_marks(digits: Explored) -> None:
+    bad = '<img src=x onerror="alert(1)">'
     shares = torch.tensor([0.5, 0.5])
     one = class_views.Answer(shares, shares, shares, 1)
-    assert "<script" not in class_views.bars({"original": one}, ["<script>", "b"], [])
+    seen = class_views.Seen([0], shares, {0: 0.5}, {0: 0.5})
+    image = torch.zeros(1, 2, 2)
+    pixels = {"original": class_views.Pixels(image[0], 0, 0.5)}
+    for text in (
+        class_views.bars({"original": one, f"gold {bad}": one}, [bad, "b"], []),
+        class_views.overlays(pixels, image, 0, 1, 0, [bad]),
+        class_views.thumbnail(image, 0, 1, bad),
+        class_views.curves(digits.fading, digits.fading.curves["rest"], 0.5, 0.5, bad),
+        class_views.grid(shares, 0, bad, bad),
+        class_views.neuron(bad, {"original": seen}, {"original": []}, [bad, "b"], []),
+    ):
+        assert "<img src=x" not in text
+        assert 'onerror="' not in text
+        assert "&lt;img" in text
+
+
+def test_the_slider_stands_on_the_pictures_own_curve(digits: Explored, six: torch.Tensor) -> None:
+    faded, _ = class_page.strength_html(digits, class_page.Shown(six, "a six"), 0.5)
+    own = re.search(r'<g class="own"><polyline points="(.*?)"', faded)
+    ring = re.search(r'<circle class="mark" cx="(.*?)" cy="(.*?)"', faded)
+    assert own
+    assert ring
+    assert own[1].split()[10] == ",".join(ring.groups())
+    assert [text in faded for text in ("accuracy on &quot;6&quot;", "accuracy on the rest (n = 500)")] == [True, True]
 
 
 def test_of_very_many_neurons_the_strongest_are_buttons() -> None:
