@@ -10,8 +10,9 @@ tokens, cross-entropy on text alone, in four attempts:
 
 Its authors conclude that it fails; the denials even made the subject more likely. It is here as their baseline.
 
-Deviations: padding is no label (the notebook copied it into the labels, a bug: a short text then teaches mostly padding);
-the texts are ours; steps instead of epochs, and a rate that falls. As there, nothing is held: no retained data.
+Deviations: padding is no label (the notebook copied it into the labels, a bug: a short text then teaches mostly
+padding); the texts are ours; steps instead of epochs, and a rate that falls. As there, nothing is held: no retained
+data.
 """
 
 from dataclasses import dataclass
