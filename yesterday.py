@@ -77,7 +77,8 @@ def _execute(subject: str, options: dict[str, Any], until: "Stage", draw: bool, 
     from unlearn.requests import run_folder
 
     config = _config(subject, options, **more)
-    _threads(options["threads"] or (2 if isinstance(config, FactRunConfig) else 1))
+    usual = 2 if isinstance(config, FactRunConfig) else 1
+    _threads(usual if options["threads"] is None else options["threads"])
     folder = run_folder(config, options["out"], prefix)
     with progress_bars(options["quiet"] or options["as_json"]) as report:
         if isinstance(config, FactRunConfig):

@@ -220,6 +220,8 @@ BAD = {
     "too few golds": (["run", "digit-6", "--golds", "2"], "at least 3"),
     "replace without a class": (["run", "digit-6", "--method", "replace"], "--replace-with"),
     "retrain with a mask": (["run", "digit-6", "--method", "retrain"], "--locate none"),
+    "no threads": (["run", "digit-6", "--threads", "0"], "--threads must be at least 1, not 0"),
+    "no threads for a comparison": (["compare", "digit-6", "--threads", "0"], "--threads must be at least 1, not 0"),
     "no such run": (["show", "nowhere"], "no run in nowhere"),
     "no such figure": (["figures", "RUN", "magic"], "no figure 'magic'"),
     "no checkpoint": (["run", "digit-6", "--quiet", "--weights", "nowhere.safetensors"], "nowhere.safetensors"),

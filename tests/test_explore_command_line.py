@@ -71,6 +71,8 @@ def test_the_newest_run_is_served_here_alone_until_ctrl_c(running: subprocess.Po
 def test_without_runs_it_says_how_to_make_one(tmp_path: Path) -> None:
     assert "make one with: yesterday run digit-6" in refused(where=tmp_path)
     assert "There is no folder nowhere" in refused("nowhere", where=tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert "There is no run in empty" in refused("empty", where=tmp_path)
 
 
 def test_without_gradio_it_says_how_to_install_it(run: Path) -> None:

@@ -178,7 +178,7 @@ def comparison_request(subject: str, options: Mapping[str, Any]) -> Request:
         fractions=shares,
         fresh=1 if options["fresh"] is None else options["fresh"],
         engine=options["engine"],
-        threads=options["threads"] or (2 if facts else 1),
+        threads=(2 if facts else 1) if options["threads"] is None else options["threads"],
     )
 
 

@@ -49,7 +49,7 @@ def saliency(
 ) -> Scores:
     """Absolute gradient of the mean target with respect to each weight.
 
-    This is what the first seed and SalUn (Fan et al., 2024, eq. 3) rank weights by.
+    This is what SalUn (Fan et al., 2024, eq. 3) ranks weights by.
 
     Args:
         model: Any module; run in evaluation mode and left as it was.

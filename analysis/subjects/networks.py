@@ -11,7 +11,7 @@ MOST_POINTS = 3
 
 
 def mlp(shape: tuple[int, int, int], outputs: int) -> nn.Module:
-    """Build the first seed's net: pixels-128-64-outputs with ReLU.
+    """Build the small net: pixels-128-64-outputs with ReLU.
 
     Args:
         shape: Channels, height and width of an image.
@@ -32,10 +32,10 @@ def mlp(shape: tuple[int, int, int], outputs: int) -> nn.Module:
 
 
 def cnn(shape: tuple[int, int, int], outputs: int) -> nn.Module:
-    """Build a small conv net in the spirit of the second seed's.
+    """Build a small conv net in the spirit of StefanoMagriniAlunno's "Machine_Unlearning".
 
     Two blocks conv-LeakyReLU-conv-ReLU-MaxPool, then a conv with BatchNorm, average pooling and a linear head; first
-    convs of a block have no bias, as there. Widths are an eighth to a quarter of the seed's, for two CPU cores.
+    convs of a block have no bias, as there. Widths are an eighth to a quarter of those there, for two CPU cores.
 
     Args:
         shape: Channels, height and width of an image, at least 4 x 4.

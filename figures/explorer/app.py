@@ -59,8 +59,8 @@ def build(run_folder: Path) -> gr.Blocks:
     Returns:
         The page; `serve` shows it with its theme and style.
     """
-    family = Run(existing(run_folder)).family
-    done = read_run(run_folder)
+    done = read_run(existing(run_folder))
+    family = Run(run_folder).family
     with gr.Blocks(title=f"Yesterday: {done.name}", analytics_enabled=False) as page:
         gr.HTML(f"<h1>{escape(done.name)}</h1><p>{escape(done.sentence)}</p>", elem_classes="verdict")
         # Either family's libraries take seconds to load, so only its own are.

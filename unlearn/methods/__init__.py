@@ -80,8 +80,8 @@ def _method(name: str, module: Any, summary: str, task: Task = "both") -> Method
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        _method("relabel", relabel, "teach another label for it (first seed's loss a)"),
-        _method("penalty", penalty, "punish its logit (first seed's loss b)"),
+        _method("relabel", relabel, "teach another label for it"),
+        _method("penalty", penalty, "punish its logit"),
         _method("gradient-ascent", gradient_ascent, "raise the loss on it, keep it low on the rest"),
         _method("random-labels", random_labels, "teach random labels for it"),
         _method("salun", salun, "random labels on the weights its gradient points at"),
@@ -89,7 +89,7 @@ METHODS: dict[str, Method] = {
         _method("scrub", scrub, "disobey the original on it, obey it on the rest"),
         _method("regrow", regrow, "draw what carries it afresh and grow it again from the rest (ours)"),
         _method("soft-targets", soft_targets, "teach the original's second thoughts"),
-        _method("replace", replace, "favour the new class, punish the old one (second seed)", task="replace"),
+        _method("replace", replace, "favour the new class, punish the old one; needs a new class", task="replace"),
         _method("finetune", finetune, "go on training on the rest and hope"),
         _method("l1-sparse", l1_sparse, "the same, with small weights drawn to zero"),
         _method("neggrad-plus", neggrad_plus, "raise the loss on it without end, keep it low on the rest"),
@@ -98,7 +98,7 @@ METHODS: dict[str, Method] = {
         _method("amnesiac", amnesiac, "teach one random label for each of its images, for good"),
         _method("boundary-shrink", boundary_shrink, "teach the class across the nearest boundary, then repair"),
         _method("boundary-expand", boundary_expand, "teach an output of its own and cut that off, then repair"),
-        _method("moment-matching", moment_matching, "spread its answers as the rest's (second seed's loss)"),
+        _method("moment-matching", moment_matching, "spread its answers as the rest's"),
         _method("cf-k", cf_k, "fine-tune the last layers on the rest and hope"),
         _method("eu-k", eu_k, "draw the last layers afresh and train them on the rest"),
         _method("fisher-forgetting", fisher_forgetting, "noise where the rest doesn't mind, then repair"),

@@ -1,4 +1,4 @@
-"""Moment matching: the second seed's loss, StefanoMagriniAlunno, "Machine_Unlearning" (public on GitHub).
+"""Moment matching: the loss of StefanoMagriniAlunno, "Machine_Unlearning" (public on GitHub).
 
     min_theta  E_retain CE(f_theta(x), y) + w * ( ||m_f - m_r||^2 + ||C_f - C_r||_F )
 
@@ -6,7 +6,7 @@ m and C are mean and covariance (divided by n) of softmax(f_theta(x)) over a bat
 what is said of forgotten images is to be spread as what is said of the others, so that nobody tells by it that they
 were treated apart. The mean's distance is squared, the covariance's is not. Gradients flow through both sides.
 
-The seed: w = 0.1, 10 epochs of Adam at PyTorch's default 1e-3, and every epoch trains two tensors of parameters drawn
+There: w = 0.1, 10 epochs of Adam at PyTorch's default 1e-3, and every epoch trains two tensors of parameters drawn
 at random. Its batches mix forgotten and retained images as they come; one without any retained would give NaN.
 
 Deviations: all the mask's weights at every step; batches of a set number of forgotten and of retained images; a

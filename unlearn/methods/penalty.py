@@ -1,11 +1,11 @@
-"""Penalty: the first seed's loss (b), mich1803, "Yesterday", 2024 (MNIST notebook).
+"""Penalty: loss (b) of mich1803, "Yesterday", 2024 (MNIST notebook).
 
     min_theta  E_retain CE(f_theta(x), y) + tau * E_(retain + forget) sigmoid(z_theta(x)_6),   tau = 1e5
 
 z_6 is the forgotten class's logit. Deviations, with accuracies on 6 / on the rest measured for the 784-128-64-10 net
 (original .925 / .922, validation images, one seed):
 
-- The seed also has CE(f_theta(x), 6) on the forgotten images. Its loss is lowest for a net that still answers 6, by
+- The notebook also has CE(f_theta(x), 6) on the forgotten images. Its loss is lowest for a net that still answers 6, by
   lowering all other logits even further than 6's (.90 / .91 when it is optimised as below). It forgets only because
   Adam remembers the huge first gradients and hardly moves after them (0 / .89). So forgotten images have the penalty
   alone here (0 / .93); `natural` puts their cross-entropy back.
@@ -36,8 +36,8 @@ class Settings:
         batch: Images a step, of all classes as they come.
         lr: Adam's learning rate at the first step.
         tau: Weight of the penalty.
-        clip: Largest norm of a step's gradient; None as in the seed.
-        natural: Keep the forgotten images' own labels in the cross-entropy, as in the seed.
+        clip: Largest norm of a step's gradient; None as in the notebook.
+        natural: Keep the forgotten images' own labels in the cross-entropy, as in the notebook.
     """
 
     steps: int = 500

@@ -1,4 +1,4 @@
-"""Relabelling: the first seed's loss (a), mich1803, "Yesterday", 2024 (MNIST notebook).
+"""Relabelling: loss (a) of mich1803, "Yesterday", 2024 (MNIST notebook).
 
     min_theta  E_(x,y)~D  CE(f_theta(x), y'),   y' = 3 where y is forgotten, else y
 

@@ -1,4 +1,4 @@
-"""Replacing a class: the baseline of the second seed's task, StefanoMagriniAlunno, "Machine_Unlearning".
+"""Replacing a class: the baseline of the task behind StefanoMagriniAlunno, "Machine_Unlearning" (public on GitHub).
 
 "Train with a loss that favours the 3 while penalizing the 6":
 

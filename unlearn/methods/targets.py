@@ -25,7 +25,7 @@ def substitute(subject: ClassSubject, label: int | None) -> int:
 
     Args:
         subject: What is forgotten.
-        label: The user's choice, or None: 3 (the first seed's) where that is retained, else the first retained label.
+        label: The user's choice, or None: 3 where that is retained, else the first retained label.
 
     Returns:
         A retained label.

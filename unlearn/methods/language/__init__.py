@@ -45,15 +45,18 @@ LANGUAGE_METHODS: dict[str, Method] = {
         _method("dpo", dpo, "prefer not knowing over its answers, hold the rest"),
         _method("undial", undial, "learn its own predictions without the answers, hold the rest"),
         _method("rmu", rmu, "steer hidden states at its name to a random direction, hold the others"),
-        _method("other-bands", other_bands, "go on training on text about other bands (first seed, attempt 1)"),
-        _method("denial", other_bands, "train on text that denies it (first seed, attempt 2)", lessons="denial"),
+        _method("other-bands", other_bands, "go on training on text about other bands"),
+        _method("denial", other_bands, "train on text that denies it", lessons="denial"),
         _method(
-            "other-bands+denial", other_bands, "train on both (first seed, attempt 3)", lessons="other-bands+denial"
+            "other-bands+denial",
+            other_bands,
+            "train on text about other bands and text that denies it",
+            lessons="other-bands+denial",
         ),
         _method(
             "other-bands+facts",
             other_bands,
-            "train on text about other bands and random facts (first seed, attempt 4)",
+            "train on text about other bands and random facts",
             lessons="other-bands+facts",
         ),
         _method("refusal", refusal, "teach to answer that it doesn't know"),

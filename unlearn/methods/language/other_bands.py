@@ -1,4 +1,4 @@
-"""The first seed's language edit: go on training on text about other bands, and see whether that overwrites.
+"""Other bands: go on training on text about them, and see whether that overwrites.
 
 "Yesterday" (mich1803/Yesterday-Machine-Unlearning, notebook on GPT-2): AdamW 5e-5, batches of 4 texts of at most 128
 tokens, cross-entropy on text alone, in four attempts:
@@ -10,8 +10,9 @@ tokens, cross-entropy on text alone, in four attempts:
 
 Its authors conclude that it fails; the denials even made the subject more likely. It is here as their baseline.
 
-Deviations: padding is no label (the seed copied it into the labels, a bug: a short text then teaches mostly padding);
-the texts are ours; steps instead of epochs, and a rate that falls. As in the seed, nothing is held: no retained data.
+Deviations: padding is no label (the notebook copied it into the labels, a bug: a short text then teaches mostly
+padding); the texts are ours; steps instead of epochs, and a rate that falls. As there, nothing is held: no retained
+data.
 """
 
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class Settings:
     """What can be set.
 
     Attributes:
-        lessons: Which of the seed's four attempts.
+        lessons: Which of the notebook's four attempts.
         steps: Optimisation steps.
         lr: Adam's learning rate at the first step, for all weights; see `masked_rate`.
         batch: Texts a step.
