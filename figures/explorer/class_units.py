@@ -11,13 +11,12 @@ from analysis.attribution.integrated import unit_integrated_gradients
 from analysis.attribution.layers import outputs_of, unit_axis, unit_layers
 from analysis.scores import Mask
 from analysis.subjects.classes import Split
-from figures.explorer.class_model import Explored
+from figures.explorer.class_model import STEPS, Explored
 
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Layers whose weights have one row for each unit of their output."""
 TOP = 8
 ATTRIBUTED = 64
-STEPS = 32
 
 
 def layers(explored: Explored) -> list[str]:

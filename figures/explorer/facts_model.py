@@ -65,11 +65,6 @@ class Told:
         both = zip(self.before, self.after, strict=True)
         return tuple(None if old is None or new is None else new - old for old, new in both)
 
-    @property
-    def said(self) -> str:
-        """What follows the prompt."""
-        return "".join(self.tokens[self.start :])
-
 
 @dataclass(frozen=True)
 class Candidate:

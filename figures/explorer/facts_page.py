@@ -177,12 +177,13 @@ def facts_page(folder: Path) -> None:
     strength, faded = _strength_panel()
     neuron, portrait, loss = _neuron_panel(located.neurons)
 
-    def begin(typed: str, wanted: str) -> tuple[Question, str, str]:
+    def begin(typed: str, wanted: str) -> tuple[Question, None, str, str]:
         try:
             now = question(pair, typed, wanted)
         except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        return now, asked_html(ask(pair, now)), candidates_html(candidates(pair, now))
+            raise gr.Error(escape(str(error), quote=False), print_exception=False) from error
+        # The last question's curve has nothing to do with this one.
+        return now, None, asked_html(ask(pair, now)), candidates_html(candidates(pair, now))
 
     def by_layer(now: Question) -> str:
         return lens_html(now, *lens(pair, now))
@@ -203,7 +204,7 @@ def facts_page(folder: Path) -> None:
         return ("", "") if number is None else choices[number][1:]
 
     def chain(event: Any) -> None:
-        step = event(begin, [prompt, answer], [asked, answers, nexts], **ONE_AT_A_TIME)
+        step = event(begin, [prompt, answer], [asked, curve, answers, nexts], **ONE_AT_A_TIME)
         step = step.success(by_layer, [asked], [layers], **ONE_AT_A_TIME)
         step = step.success(fade, [asked, strength], [curve, faded], **ONE_AT_A_TIME)
         step.success(look, [neuron, asked], [portrait, loss], **ONE_AT_A_TIME)

@@ -144,10 +144,14 @@ def test_what_cannot_be_asked_is_said_on_the_page(opened: Page) -> None:
 
 
 def test_typed_marks_are_text(opened: Page) -> None:
-    asked(opened, "<img src=x onerror=alert(1)> is", "<b>bold</b>")
-    expect(opened.locator("#facts-answers .card.original .toks")).to_contain_text("<img src=x onerror=alert(1)> is")
+    # Marks of HTML, of the script's own strings, and of the templates that gradio makes pages from.
+    marks = "<img src=x onerror=alert(1)> ${alert(1)} {{value}} is"
+    asked(opened, marks, "<b>bold</b>")
+    expect(opened.locator("#facts-answers .card.original .toks")).to_contain_text(marks)
     expect(opened.locator("#facts-faded")).to_contain_text("“<b>bold</b>”")
-    assert opened.locator(".facts img").count() == 0
+    asked(opened, marks, "word " * 200)
+    expect(opened.locator(".toast-body")).to_contain_text("<img src=x onerror=alert(1)>")
+    assert opened.locator("img[src=x]").count() == 0
 
 
 def test_a_phone_shows_it_without_scrolling_sideways(opened: Page) -> None:

@@ -48,7 +48,6 @@ def test_both_models_go_on_greedily(pair: Pair, asked: Question) -> None:
     for told, model in zip(ask(pair, asked), (pair.original, pair.at(1.0)), strict=True):
         assert told.start == len(pair.tokenizer(PROMPT).input_ids)
         assert told.tokens == tuple(pair.tokenizer.decode([i]) for i in greedy(model, pair))
-        assert told.said == "".join(told.tokens[told.start :])
 
 
 def test_a_model_that_ends_says_no_more(pair: Pair, asked: Question) -> None:
