@@ -82,7 +82,7 @@ def _read(folder: Path) -> tuple[list[dict[str, Any]], str]:
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     rounds = statistics.median(len(row["ratios"]) for document in documents for row in document["rows"])
     measured = (
-        f"{found['processor']}, {found['cores']} cores, {found['threads']} threads; Python {found['python']}, "
+        f"{found['processor']}; cores: {found['cores']}, threads: {found['threads']}; Python {found['python']}, "
         f"{versions}. Median (least-most) of {rounds:.0f} rounds, both sides in turn in the same process."
     )
     return [row for document in documents for row in document["rows"]], measured
