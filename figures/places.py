@@ -1,19 +1,24 @@
-"""Does a better causal locator give a better erasure? Causal gain against auditors outside, for each place."""
+"""Does a better causal locator give a better erasure? Causal gain against the distance that is left, for each place."""
 
-from matplotlib.ticker import MaxNLocator
+from statistics import fmean
 
 from figures.artefacts import Missing
 from figures.labels import Label, write_labels
 from figures.pareto import Compared, open_comparison
 from figures.style import CONTROL, EDITED, Drawing, canvas, finish, styled
 from figures.words import plural
-from unlearn.table import TWINS_MEAN, counts
+from unlearn.table import TWINS_MEAN, Row, counts
 
 TITLE = "Does a better locator erase better?"
 FEWEST = 4
 """Measures for which a rank correlation says anything."""
 ROOM = 0.12
 """For names at the left and right edges."""
+
+
+def _left(row: Row) -> float:
+    # Mean over the seeds, as on the leaderboard: auditors outside are too few to rank places by.
+    return fmean(row.distance)
 
 
 @styled
@@ -32,7 +37,7 @@ def draw(run: Compared) -> Drawing:
     from scipy import stats
 
     found = run.found
-    tried = [row for row in found.rows if row.gain is not None]
+    tried = [row for row in found.rows if row.gain is not None and row.distance and not row.failed]
     places_of = {row.name: sum(other.name == row.name for other in tried) for row in tried}
     name = max(places_of, key=lambda one: places_of[one], default="")
     rows = [row for row in tried if row.name == name]
@@ -42,7 +47,7 @@ def draw(run: Compared) -> Drawing:
             f"{run.folder} compares no method at {FEWEST} or more places; give `yesterday compare` more measures with "
             "--locate."
         )
-    correlation = stats.spearmanr([row.gain for row in measured], [row.beyond for row in measured])
+    correlation = stats.spearmanr([row.gain for row in measured], [_left(row) for row in measured])
     rho, p = float(correlation.statistic), float(correlation.pvalue)
 
     figure = canvas(height=4.2)
@@ -50,23 +55,24 @@ def draw(run: Compared) -> Drawing:
     shares = {row.where.partition(" ")[0] for row in rows}
     never = "twins" if any(row.name == TWINS_MEAN for row in found.rows) else "golds"
     labels = [
-        Label(row.gain or 0.0, row.beyond, row.where.partition(" ")[2], EDITED if row in measured else CONTROL)
-        for row in sorted(rows, key=lambda one: (one.gain or 0.0, one.beyond))
+        Label(row.gain or 0.0, _left(row), row.where.partition(" ")[2], EDITED if row in measured else CONTROL)
+        for row in sorted(rows, key=lambda one: (one.gain or 0.0, _left(one)))
     ]
     for one in labels:
         axes.plot(one.x, one.y, "o", color=one.colour, ms=8, mec="white")
     axes.margins(x=ROOM)
     high = max(one.y for one in labels)
-    axes.set_ylim(-0.08 * high - 0.1, 1.06 * high + 0.1)
-    axes.yaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.set_ylim(0, 1.1 * high)
     axes.set_xlabel("causal gain over random weights when set to zero   (right: locates better)")
-    axes.set_ylabel(f"auditors outside the {never}' band   (down: erases better)")
+    axes.set_ylabel(f"distance to {never}, in their sd   (down: erases better)")
     write_labels(figure, axes, labels)
-    told = "; ".join(f"{row.where} gain {row.gain:.2f}, {row.beyond:.1f} outside" for row in rows)
+    told = "; ".join(
+        f"{row.where} gain {row.gain:.2f}, distance {_left(row):.2f}, {row.beyond:.1f} auditors outside" for row in rows
+    )
     caption = (
         f"{found.subject}, {name} on {' and '.join(sorted(shares))} of the weights: means over "
         f"{counts(found)}, {found.golds} {never} each. "
-        f"Spearman's rank correlation over {plural(len(measured), 'measure')}: {rho:+.2f} (p {p:.2f}); a good "
+        f"Spearman's rank correlation over {plural(len(measured), 'measure')}: {rho:+.2f} (p\u00a0{p:.2f}); a good "
         "locator that erased well would make it negative."
     )
     return finish(figure, TITLE, caption, f"Points for {plural(len(rows), 'place')} of {name}. {told}.")

@@ -110,7 +110,7 @@ def test_building_writes_the_pictures_and_the_page_the_same_every_time(small: Pa
         assert f"### {picture.info['Title']}\n" in page
         assert f"![{picture.info['Description']}](shown/places.png)" in page
     assert "## A [part]\n\nTwo words.\n\n```sh\nyesterday run x\n```\n" in page
-    assert "Causal gain against auditors outside, for each place." in page
+    assert "Causal gain against the distance that is left, for each place." in page
 
 
 def test_brackets_do_not_end_the_alternative_text(small: Path) -> None:
