@@ -320,8 +320,9 @@ def test_in_the_lab_methods_are_judged_by_models_that_never_knew(
     assert report["yardstick"] == "models trained without it"
     assert call("run", "lab") == 2
     assert "yesterday compare lab" in capsys.readouterr().err
-    assert call("compare", "lab", "--twins", 4, "--methods", "none") == 2
+    assert call("compare", "lab", "--twins", 4, "--methods", "none", "--out", tmp_path / "refused") == 2
     assert "leave out" in capsys.readouterr().err
+    assert not (tmp_path / "refused").exists()
 
 
 def test_a_whole_run_plants_facts_and_checks_causes(

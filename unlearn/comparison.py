@@ -19,6 +19,7 @@ from unlearn.documents import RunConfig
 from unlearn.engines import Engine, Job, perform
 from unlearn.language.comparison import fact_cells, read_facts
 from unlearn.language.config import FactRunConfig
+from unlearn.language.prepare import twins_of
 from unlearn.leaderboard import leaderboard
 from unlearn.stages import Report, locked
 from unlearn.table import Comparison, markdown, tabulate, tidy
@@ -65,6 +66,7 @@ class Request:
                 class_cells(config, self.methods, self.places, self.fractions)
             else:
                 fact_cells(self.methods, self.places, self.fractions)
+                twins_of(config)
 
 
 def compare(request: Request, folder: Path, report: Report) -> Comparison:

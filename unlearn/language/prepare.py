@@ -21,6 +21,7 @@ from unlearn.stages import Report, locked
 TWINS = 14
 ATTACKED_TWINS = 6
 QUICK_TWINS = 10
+FEWEST_TWINS = 3
 MOST_FACTS = 60
 MOST_KEPT = 20
 YARDSTICK = "twins that never existed"
@@ -85,6 +86,28 @@ def _retrained(number: int, tell: Callable[[float], None]) -> nn.Module:
         return lab_models(LAB_BAND, 1 + number, _lab_folder(), tell).model.requires_grad_(False)
 
 
+def twins_of(config: FactRunConfig) -> int:
+    """Say how many models that never knew span the band.
+
+    Args:
+        config: Of the run.
+
+    Returns:
+        How many twins, or in the lab how many golds.
+
+    Raises:
+        UserError: There are too few for a band, or the lab is given another model.
+    """
+    if is_lab(config):
+        if config.twins is not None or config.model != FactRunConfig().model:
+            raise UserError("The lab has its own model and golds; leave out --model and --twins.")
+        return LAB_GOLDS
+    twins = config.twins if config.twins is not None else QUICK_TWINS if config.quick else TWINS
+    if twins < FEWEST_TWINS:
+        raise UserError(f"A band needs at least {FEWEST_TWINS} twins, not {twins}; give more with --twins.")
+    return twins
+
+
 def open_references(config: FactRunConfig, language: LanguageModel, bank: Bank, report: Report) -> References:
     """Prepare what is shared with other runs.
 
@@ -96,17 +119,8 @@ def open_references(config: FactRunConfig, language: LanguageModel, bank: Bank, 
 
     Returns:
         The references; nothing is read yet.
-
-    Raises:
-        UserError: There are too few twins for a band, or the lab is given another model.
     """
-    lab, quick = is_lab(config), config.quick
-    if lab and (config.twins is not None or config.model != FactRunConfig().model):
-        raise UserError("The lab has its own model and golds; leave out --model and --twins.")
-    usual = QUICK_TWINS if quick else TWINS
-    twins = LAB_GOLDS if lab else usual if config.twins is None else config.twins
-    if twins < 3:
-        raise UserError(f"A band needs at least 3 twins, not {twins}; give more with --twins.")
+    twins, quick = twins_of(config), config.quick
     return References(
         language=language,
         bank=bank,
@@ -117,7 +131,7 @@ def open_references(config: FactRunConfig, language: LanguageModel, bank: Bank, 
         choosing=config.choosing,
         most_facts=MOST_FACTS if quick else None,
         most_kept=MOST_KEPT if quick else None,
-        retrained=_retrained if lab else None,
+        retrained=_retrained if is_lab(config) else None,
         cache=cache_folder() / "references",
         report=report,
     )
