@@ -28,7 +28,6 @@ def by_hand(model: nn.Module) -> nn.Module:
     """Change what some neurons write and read, more of each than of the one before, and a little of one attention."""
     edited = copy.deepcopy(model)
     parts, generator = anatomy(edited), torch.Generator().manual_seed(3)
-    size = 0.0
     for block, numbers in TOUCHED.items():
         for name, weight in edited.get_submodule(parts.mlp[block]).named_parameters():
             down = parts.down[block].endswith(name.rpartition(".")[0])

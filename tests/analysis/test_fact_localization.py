@@ -1,6 +1,7 @@
 """Localisation of facts: scores against slower ways, masks counted, and the whole causal check on small models."""
 
 import copy
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -13,6 +14,7 @@ from analysis.attribution.fisher import fisher_diagonal, fisher_diagonal_vmap
 from analysis.errors import UserError
 from analysis.fact_localization import (
     MEASURES,
+    ROWS,
     FactLocalization,
     ablated_shares,
     by_layer,
@@ -174,6 +176,23 @@ def test_scores_against_plain_autograd(family):
     assert all((value >= 0).all() for value in found["neuron-ig"].values.values())
     with pytest.raises(UserError, match="no attribution measure 'luck'"):
         score(model, SUBJECT, "luck", "down", 0)
+
+
+@FAMILIES
+def test_each_asked_token_counts_once_however_answers_are_split_into_passes(family):
+    model = MODELS[family](2, torch.float64)
+    first, *others = SUBJECT.forget[:3]
+    longer = first.model_copy(update={"answer": "Liverpool and Rome in Italy"})
+    subject = replace(SUBJECT, forget=(longer, *others))
+    pairs = [(prompt, fact.answer) for fact in subject.forget for prompt in fact.train]
+    counts = [int((encode_answers(TOKENIZER, [pair]).labels >= 0).sum()) for pair in pairs]
+    assert len(set(counts)) > 1
+    assert len(pairs) % ROWS
+    found = score(model, subject, "gradient", "down", 0)
+    for name, weight in model.named_parameters():
+        if name in found.values:
+            right = (slow_gradient(model, pairs, name) * weight).abs().detach()
+            torch.testing.assert_close(found.values[name], right, rtol=1e-3, atol=1e-5 * float(right.max()))
 
 
 def test_the_seed_draws_the_facts():
