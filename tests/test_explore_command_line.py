@@ -15,11 +15,13 @@ from classes_explored import explored
 
 WITHOUT_GRADIO = "import sys; sys.modules['gradio'] = None; import yesterday; yesterday.main()"
 ROOT = Path(__file__).parent.parent
+# A proxy that isn't there: whoever asks it for a page of this machine's own is refused.
+PROXY = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
 
 
 def command(*arguments: object, where: Path | None = None, code: str | None = None) -> subprocess.Popen[str]:
     start = ["-c", code] if code else ["-m", "yesterday"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, **PROXY, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         [sys.executable, *start, "explore", *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=where or ROOT, env=environment,
@@ -53,7 +55,8 @@ def test_the_newest_run_is_served_here_alone_until_ctrl_c(running: subprocess.Po
     found = re.search(r"http://127\.0\.0\.1:(\d+)/", said)
     assert found, said
     assert str(run.relative_to(run.parent.parent)) in said
-    with urllib.request.urlopen(found[0]) as answer:
+    straight = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with straight.open(found[0], timeout=60) as answer:
         assert b"Yesterday: digit-6" in answer.read()
     port = int(found[1])
     with socket.socket() as other, pytest.raises(OSError):
