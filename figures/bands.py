@@ -9,7 +9,8 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from analysis.audit.report import AuditReport, Band, Measurement
 from figures.artefacts import Run
-from figures.style import FAINT, GOLD, INK, PALE, Drawing, Look, canvas, finish, looks, styled
+from figures.looks import Look, looks
+from figures.style import FAINT, GOLD, INK, PALE, Drawing, canvas, finish, styled
 from figures.words import plural
 
 NAME = "bands"

@@ -8,6 +8,7 @@ from analysis.audit.report import Audit
 from analysis.errors import UserError
 from figures.artefacts import Run
 from figures.bands import distances, forest, ordered
+from figures.looks import looks
 from figures.mask_map import draw_shares, draw_tiles, first_layer, layer_counts
 from figures.style import (
     CONTROL,
@@ -23,7 +24,6 @@ from figures.style import (
     centred,
     finish,
     inches,
-    looks,
     stacked,
     styled,
     wrap,

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from analysis.errors import UserError
 from figures.artefacts import Missing, existing
 from figures.labels import Label, write_labels
-from figures.style import CONTROL, CONTROL_MARKS, EDITED, FAINT, GOLD, ORIGINAL, Drawing, canvas, finish, shares, styled
+from figures.looks import CONTROL_MARKS
+from figures.style import CONTROL, EDITED, FAINT, GOLD, ORIGINAL, Drawing, canvas, finish, shares, styled
 from figures.words import percent
 from unlearn.table import NEVER_KNEW, TWINS_MEAN, Comparison, Row, counts
 

@@ -5,7 +5,8 @@ from matplotlib.axes import Axes
 
 from analysis.audit.report import Measurement
 from figures.artefacts import Missing, Run
-from figures.style import GOLD, Drawing, Look, canvas, finish, looks, styled
+from figures.looks import Look, looks
+from figures.style import GOLD, Drawing, canvas, finish, styled
 from figures.words import plural
 
 NAME = "probes"

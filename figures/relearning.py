@@ -8,7 +8,8 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.audit.report import Measurement
 from figures.artefacts import Missing, Run
-from figures.style import FAINT, GOLD, Drawing, Look, canvas, finish, looks, styled
+from figures.looks import Look, looks
+from figures.style import FAINT, GOLD, Drawing, canvas, finish, styled
 from figures.words import plural
 
 NAME = "relearning"

@@ -46,9 +46,6 @@ GRID = 5e-4
 # Hinting makes the same text a little wider at another resolution.
 SAFETY = 1.02
 
-CONTROL_MARKS = ("s", "^", "v", "P", "X", "<", ">", "p", "h", "d")
-CONTROL_LINES: tuple[tuple[float, ...], ...] = ((5, 2), (1, 1.5), (5, 1.5, 1, 1.5), (8, 2, 2, 2), (3, 1, 1, 1, 1, 1))
-
 RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
@@ -103,28 +100,6 @@ class Drawing:
     title: str = ""
 
 
-@dataclass(frozen=True)
-class Look:
-    """How one model is drawn in every figure.
-
-    Attributes:
-        colour: Of its role.
-        marker: Tells controls apart, which share a colour.
-        dashes: On and off lengths in points; empty for a solid line.
-        label: For legends.
-    """
-
-    colour: str
-    marker: str
-    dashes: tuple[float, ...]
-    label: str
-
-    @property
-    def line(self) -> tuple[float, tuple[float, ...]] | str:
-        """The dashes as matplotlib wants them."""
-        return (0, self.dashes) if self.dashes else "-"
-
-
 def styled(function: Callable[P, R]) -> Callable[P, R]:
     """Run a function under this style and leave matplotlib's settings as they were.
 
@@ -141,35 +116,6 @@ def styled(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return inside
-
-
-def looks(models: Sequence[str], golds: Sequence[str] = ()) -> dict[str, Look]:
-    """Assign every model its colour, marker and line by role.
-
-    Args:
-        models: Names of models, in the order in which controls take their markers.
-        golds: Which of them are gold.
-
-    Returns:
-        Looks by name; all golds share one.
-    """
-    fixed = {
-        "original": Look(ORIGINAL, "D", (), "original"),
-        "edited": Look(EDITED, "o", (), "edited"),
-        "untrained": Look(UNTRAINED, "x", (2, 2), "untrained"),
-    }
-    out: dict[str, Look] = {}
-    controls = 0
-    for name in models:
-        if name in golds:
-            out[name] = Look(GOLD, ".", (), "gold")
-        elif name in fixed:
-            out[name] = fixed[name]
-        else:
-            marker = CONTROL_MARKS[controls % len(CONTROL_MARKS)]
-            out[name] = Look(CONTROL, marker, CONTROL_LINES[controls % len(CONTROL_LINES)], name)
-            controls += 1
-    return out
 
 
 def canvas(height: float, width: float = WIDTH) -> Figure:

@@ -12,7 +12,7 @@ from analysis.errors import UserError
 from analysis.fact_localization import FactLocalization
 from analysis.scores import Scores
 from figures.artefacts import MOST_LETTERS, Missing, Run, existing
-from figures.style import Look, looks
+from figures.looks import Look, looks
 from unlearn.language.pictures import Pictures
 
 PLANTED = ("planted", "planted-filtered", "never-planted")
