@@ -4,6 +4,7 @@ Colours are those of Okabe and Ito (2008), which people with any common colour b
 differ by marker or line, so that nothing hangs on colour alone.
 """
 
+import base64
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -85,7 +86,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Drawing:
-    """A finished figure with its words.
+    """A finished figure with its words; the last line of a notebook's cell shows it.
 
     Attributes:
         figure: Title, panels and caption; nothing moves any more when it is saved.
@@ -98,6 +99,16 @@ class Drawing:
     caption: str
     alt: str
     title: str = ""
+
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, str], dict[str, Any]]:
+        # Jupyter asks for this. The words go along twice: with the picture for those who can't see it, and in its place
+        # where none can be shown.
+        from figures.save import png_bytes  # which imports this module
+
+        wide, high = (round(side * DPI) for side in self.figure.get_size_inches())
+        png = base64.b64encode(png_bytes(self)).decode()
+        words = {"width": wide, "height": high, "alt": self.alt}
+        return {"image/png": png, "text/plain": self.alt}, {"image/png": words}
 
 
 def styled(function: Callable[P, R]) -> Callable[P, R]:

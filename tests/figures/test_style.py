@@ -1,3 +1,5 @@
+import base64
+import io
 import itertools
 import math
 
@@ -6,6 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from IPython.core.formatters import DisplayFormatter
+from PIL import Image
 
 from figures.style import (
     EDITED,
@@ -67,6 +71,22 @@ def test_a_long_caption_makes_the_figure_higher_and_not_wider() -> None:
         assert drawing.figure.get_size_inches()[0] == pytest.approx(WIDTH)
         heights.append(drawing.figure.get_size_inches()[1])
     assert heights[1] > heights[0] + 0.5
+
+
+def test_a_notebook_shows_a_drawing_with_its_words() -> None:
+    figure = canvas(1.0)
+    figure.subplots().plot([0, 1])
+    drawing = finish(figure, "Title", "n = 1.", "A line that rises.")
+    data, metadata = DisplayFormatter().format(drawing)
+    assert data["text/plain"] == metadata["image/png"]["alt"] == "A line that rises."
+    with Image.open(io.BytesIO(base64.b64decode(data["image/png"], validate=True))) as image:
+        assert image.info["Description"] == "A line that rises."
+        # Two pixels for each CSS pixel, so that it is sharp on any screen.
+        for side, pixels in zip(("width", "height"), image.size, strict=True):
+            assert abs(2 * metadata["image/png"][side] - pixels) <= 1
+        assert np.asarray(image.convert("L"), float).std() > 10
+    (again, _) = DisplayFormatter().format(drawing)
+    assert again == data
 
 
 def test_drawing_leaves_matplotlib_as_it_was() -> None:
