@@ -13,8 +13,6 @@ RASTERISE_FROM = 4000
 # Size of a letter and of a line, as shares of a panel.
 LETTER, LINE = 0.026, 0.05
 MARKS = "o^sDvP"
-ADRIFT = 1.0
-"""Of its spread: a class that has moved so far is no longer where the map expects it."""
 
 
 def _note(run: Run, name: str) -> str:
@@ -23,16 +21,12 @@ def _note(run: Run, name: str) -> str:
     return f"CKA {run.picture_note(f'cka.{name}')}, shift {run.picture_note(f'shift.{name}')}{beside}"
 
 
-def _adrift(run: Run) -> bool:
-    try:
-        return float(run.picture_note("shift.edited.retain")) > ADRIFT
-    except ValueError:
-        return False
-
-
 @styled
 def draw(run: Run) -> Drawing:
     """Draw the UMAP projections of the last hidden layer, fitted on the original, on the same axes.
+
+    What the edited and the gold model show is their geometry, up to shift, rotation and scale: `collect_pictures` has
+    brought both into the original's basis.
 
     Args:
         run: With pictures.
@@ -105,16 +99,13 @@ def draw(run: Run) -> Drawing:
     n = run.picture_note("n")
     caption = (
         "UMAP of the last hidden layer's activations, fitted on the original; the edited and the gold model are "
-        "placed on the same map (gold after a rotation that aligns its retained classes). n = "
+        "placed on the same map, each after the shift, rotation and scale that best carry retained training images to "
+        "their places in the original, since another basis is no other geometry. n = "
         f"{len(labels) if n == 'not measured' else n} test images, {int(known.sum())} of them {run.forgotten} "
         f"(purple); seed {run.picture_note('seed')}. Distances on the map can't be read as such; measured in the full "
-        "space, against the original: linear CKA (1: same geometry) and how far the centroid of a class has moved, in "
-        "units of the class's spread."
+        "space, against the original: linear CKA (1: same geometry) and how far a class's centroid lies from its old "
+        "place, in units of the class's spread."
     )
-    if _adrift(run):
-        caption += (
-            " The edit moved all classes by more than that, so that the map has no place for them and crowds them."
-        )
     alt = (
         f"Three scatter plots of the last hidden layer with {run.forgotten} highlighted: original, edited "
         f"({notes['edited']}) and gold ({notes['gold']})."

@@ -7,7 +7,7 @@ from analysis.audit.bench import Bench
 from analysis.audit.report import AuditReport
 from analysis.audit.verdict import audit
 from analysis.files import save_tensors, write_text
-from analysis.representations.pictures import collect_pictures
+from analysis.representations.pictures import ALIGNED, collect_pictures
 from analysis.scores import Mask
 from unlearn.controls import controls
 from unlearn.run import Run, save_model
@@ -77,5 +77,5 @@ def judge(run: Run) -> AuditReport:
 
     run.stages.run("audit", settings, list(files.values()), ["audit.json"], work)
     needs = [files["original"], files["edited"], files[run.golds[0]]]
-    run.stages.run("pictures", settings, needs, ["pictures.safetensors"], collect)
+    run.stages.run("pictures", {**settings, "aligned": ALIGNED}, needs, ["pictures.safetensors"], collect)
     return AuditReport.model_validate_json((run.folder / "audit.json").read_text(encoding="utf-8"))

@@ -21,6 +21,8 @@ POINTS_A_CLASS = 60
 FEWEST_A_CLASS = 5
 ANCHORS = 2000
 STEPS = 64
+ALIGNED = ("edited", "gold")
+"""Brought into the original's basis before they are placed on its map."""
 
 
 def confusion(model: nn.Module, split: Split, outputs: int) -> torch.Tensor:
@@ -89,9 +91,9 @@ def _maps(
     head = subject.network.head
 
     features = {name: hidden(model, [head], some.images)[head] for name, model in models.items()}
-    original, gold = (hidden(models[name], [head], anchors.images)[head] for name in ("original", "gold"))
+    fixed = {name: hidden(model, [head], anchors.images)[head] for name, model in models.items()}
     before = features["original"]
-    others = {"edited": features["edited"], "gold": align(features["gold"], gold, original)}
+    others = {name: align(features[name], fixed[name], fixed["original"]) for name in ALIGNED}
 
     placed = project(before, others, seed)
     pictures = {"umap.original": placed.pop("before"), "umap.labels": some.labels}
@@ -117,8 +119,10 @@ def collect_pictures(
     - miss.images [m, channels, h, w] and miss.predicted int64 [m]: up to 25 of them as the edited model calls them.
     - confusion.{...} int64 [c, c]: all test images; rows are natural labels, columns outputs.
     - umap.{...} float32 [n, 2] and umap.labels int64 [n]: inputs of the head for about 60 test images a class, on the
-      map that UMAP fitted on the original. Gold is another network with another basis: its features are first
-      aligned to the original's on training images of the retained classes (`projection.align`). Directions that only
+      map that UMAP fitted on the original. Gold is another network with another basis, and an edit that draws weights
+      afresh makes another basis too; what reads the layer can undo a change of basis, and CKA doesn't see it. So the
+      features of both are first aligned to the original's on training images of the retained classes
+      (`projection.align`), and the map shows the geometry up to shift, rotation and scale. Directions that only
       the forgotten class uses have no counterpart there, so even another original's sixes seem to shift (by 0.6 of
       their spread, an `mlp` gold's by 1.1, retained classes' by 0.2): compare, and don't expect 0.
 
@@ -132,8 +136,8 @@ def collect_pictures(
     Returns:
         The tensors by name; and as text "n" and "seed" of the maps, "cka.edited" and "cka.gold" (debiased linear CKA
         to the original on the maps' images), "shift.edited" and "shift.gold" (how far the forgotten class's
-        centroid moved, in units of its spread in the original; gold after alignment), "shift.edited.retain" and
-        "shift.gold.retain" (the same for the retained classes, in the mean; gold's is what alignment leaves).
+        centroid lies from the original's after alignment, in units of its spread there), "shift.edited.retain" and
+        "shift.gold.retain" (the same for the retained classes, in the mean).
     """
     models = {"original": original, "edited": edited, "gold": gold}
     outputs = len(subject.classes)

@@ -23,7 +23,8 @@ def align(features: torch.Tensor, anchors: torch.Tensor, reference: torch.Tensor
     total variance of both sides, because the least-squares scale shrinks the worse the fit is, which would look like a
     collapse; and where the numbers of features differ, the smaller side is padded with zeros (what the
     rotation turns into padding is dropped). Directions in which the anchors don't vary are carried arbitrarily:
-    take anchors (the retained classes) that vary richly.
+    take anchors (the retained classes) that vary richly. Anchors that lie where they should leave everything in its
+    place, to the bit.
 
     Args:
         features: [n, d] of the other model, to be moved.
@@ -38,6 +39,8 @@ def align(features: torch.Tensor, anchors: torch.Tensor, reference: torch.Tensor
     """
     if not len(anchors) or len(anchors) != len(reference):
         raise ValueError(f"alignment needs the same images on both sides, not {len(anchors)} and {len(reference)}")
+    if torch.equal(anchors, reference):
+        return features.detach().float()
     moving, fixed = anchors.detach().double(), reference.detach().double()
     centre, target = moving.mean(0), fixed.mean(0)
     moving, fixed = moving - centre, fixed - target

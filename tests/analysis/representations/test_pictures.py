@@ -142,6 +142,32 @@ def test_an_unchanged_layer_stays_in_its_place_and_another_basis_is_seen_through
     assert (facts["n"], facts["seed"]) == ("200", "1")
 
 
+def test_an_edit_into_another_basis_is_seen_through_as_gold_is(
+    collected: tuple[dict[str, torch.Tensor], dict[str, str]],
+    subject: ClassSubject,
+    original: nn.Module,
+    shuffled: nn.Module,
+) -> None:
+    tensors, facts = collect_pictures(subject, original, shuffled, shuffled, seed=1)
+    for part in ("cka.{}", "shift.{}", "shift.{}.retain"):
+        assert facts[part.format("edited")] == facts[part.format("gold")] == collected[1][part.format("gold")]
+    assert torch.equal(tensors["umap.original"], collected[0]["umap.original"])
+    # What UMAP draws of a model depends a little on what it has drawn before.
+    spread = (tensors["umap.original"] - tensors["umap.original"].mean(0)).norm(dim=1).mean()
+    for name in ("edited", "gold"):
+        assert (tensors[f"umap.{name}"] - tensors["umap.original"]).norm(dim=1).mean() < 0.15 * spread
+
+
+def test_alignment_looks_at_retained_classes_only(subject: ClassSubject, original: nn.Module) -> None:
+    fresh = fit(small, subject.train.without([6]), subject.network.recipe, [7])[0]
+    images = subject.train.images.clone()
+    images[subject.train.labels == 6] = -images[subject.train.labels == 6]
+    upset = replace(subject, train=Split(images, subject.train.labels))
+    (tensors, facts), (same, equal) = (collect_pictures(s, original, fresh, fresh, seed=1) for s in (subject, upset))
+    assert facts == equal
+    assert torch.equal(tensors["umap.edited"], same["umap.edited"])
+
+
 def test_forgetting_shows_as_shift_and_loss_of_similarity(
     subject: ClassSubject, original: nn.Module, shuffled: nn.Module
 ) -> None:

@@ -59,6 +59,12 @@ def test_alignment_keeps_proportions_and_never_collapses(seed: int) -> None:
     assert float((moved - moved.mean(0)).norm()) == pytest.approx(float((here - here.mean(0)).norm()), rel=1e-4)
 
 
+def test_alignment_leaves_in_its_place_what_lies_where_it_should() -> None:
+    # Two of the six directions aren't those of anchors.
+    features, anchors = random(0, 20, 6), random(1, 30, 4) @ random(2, 4, 6)
+    assert torch.equal(align(features, anchors, anchors.clone()), features)
+
+
 def test_alignment_of_features_that_do_not_vary() -> None:
     assert torch.allclose(
         align(torch.ones(3, 4), torch.ones(5, 4), random(0, 5, 2)), random(0, 5, 2).mean(0).expand(3, 2)
