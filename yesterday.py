@@ -97,6 +97,7 @@ SubjectName = Annotated[
     typer.Argument(help="digit-6, digit-N, class-NAME for other data, beatles, einstein, or lab.", metavar="SUBJECT"),
 ]
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a run, e.g. runs/digit-6.", metavar="RUN")]
+Threads = Annotated[int, typer.Option(help="CPU threads.")]
 
 
 @app.command()
@@ -286,6 +287,7 @@ def revert(
 def chat(
     run: RunFolder,
     prompt: Annotated[list[str] | None, typer.Option(help="Ask this and leave; may be given several times.")] = None,
+    threads: Threads = 2,
 ) -> None:
     """Ask the original and the edited language model the same thing, side by side.
 
@@ -294,7 +296,7 @@ def chat(
     from figures.terminal import print_continuations
     from unlearn.language.output import ask_both
 
-    _threads(2)
+    _threads(threads)
     talk = ask_both(run)
     with contextlib.suppress(EOFError):
         for text in prompt or iter(functools.partial(Console().input, "you: "), ""):
@@ -309,6 +311,7 @@ app.add_typer(bank_commands, name="bank")
 def bank_check(
     bank: Annotated[str, typer.Argument(help="A file, or the name of a built-in bank.", metavar="BANK")],
     model: Annotated[str, typer.Option(help="smollm2, a hub name, or a folder.")] = "smollm2",
+    threads: Threads = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")] = False,
 ) -> None:
     """Check a bank against its schema, and say which of its facts a model knows.
@@ -318,7 +321,7 @@ def bank_check(
     from figures.terminal import print_bank, progress_bars
     from unlearn.language.output import check_bank
 
-    _threads(2)
+    _threads(threads)
     with progress_bars(as_json) as report:
         found = check_bank(bank, model, report)
     print_bank(bank, found, as_json)

@@ -143,6 +143,26 @@ def test_a_bank_can_be_checked(lab: tuple[Path, Path], capsys: pytest.CaptureFix
     assert sum(fact["known"] for fact in mine) > 0.8 * len(mine)
 
 
+@pytest.mark.parametrize(("more", "threads"), [([], 2), (["--threads", 1], 1), (["--threads", 3], 3)])
+@pytest.mark.parametrize("command", ["chat", "bank check"])
+def test_people_choose_how_many_threads_work(
+    finished: Path, lab: tuple[Path, Path], command: str, more: list[object], threads: int
+) -> None:
+    whole = {"chat": ["chat", finished, "--prompt", "The"], "bank check": ["bank", "check", lab[1], "--model", lab[0]]}
+    before = torch.get_num_threads()
+    try:
+        assert call(*whole[command], *more) == 0
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("command", [["chat", "RUN"], ["bank", "check", "beatles"]])
+def test_no_threads_are_too_few(finished: Path, capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    assert call(*[finished if word == "RUN" else word for word in command], "--threads", 0) == 2
+    assert capsys.readouterr().err == "Error: --threads must be at least 1, not 0.\n"
+
+
 def asked(tmp_path: Path, *more: object) -> list[object]:
     return ["run", "--quick", "--out", tmp_path / "run", *more]
 
