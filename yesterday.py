@@ -6,7 +6,6 @@ Options become a `RunConfig`, `unlearn.pipeline` does the work, `figures` draws 
 import contextlib
 import errno
 import functools
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -345,17 +344,9 @@ def list_runs(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")] = False,
 ) -> None:
     """List the runs in a folder with their verdicts."""
-    from unlearn.documents import read_run
+    from figures.terminal import print_runs
 
-    found = {path.parent: read_run(path.parent) for path in sorted(folder.glob("*/run.json"))}
-    if as_json:
-        print(json.dumps([{"run": str(path), "verdict": done.verdict} for path, done in found.items()]))
-        return
-    for path, done in found.items():
-        method = done.config["method"] or "audited checkpoint"
-        Console().print(f"{path}  {method}  {done.verdict or 'not audited'}", highlight=False)
-    if not found:
-        Console().print(f"There are no runs in {folder}; start with: yesterday run digit-6", highlight=False)
+    print_runs(folder, as_json)
 
 
 @app.command()

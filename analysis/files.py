@@ -37,7 +37,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError(f"Can't write {path} ({reason}); free some space or choose another folder.") from error
+        advice = "give the name of a file" if path.is_dir() else "free some space or choose another folder"
+        raise UserError(f"Can't write {path} ({reason}); {advice}.") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -94,8 +95,10 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         The tensors by name and the header's metadata.
 
     Raises:
-        UserError: The file is missing or not a whole safetensors file.
+        UserError: The file is missing, a folder, or not a whole safetensors file.
     """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give one of the files in it.")
     if not path.is_file():
         raise UserError(f"There is no file {path}; check the path.")
     try:

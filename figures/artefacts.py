@@ -103,8 +103,12 @@ class Run:
         """What `run.json` says.
 
         Raises:
-            UserError: The file is damaged.
+            UserError: The folder holds no run, or the file is damaged.
         """
+        if not (self.folder / "run.json").is_file():
+            raise UserError(
+                f"There is no run and no comparison in {self.folder}; `yesterday list` shows the runs there are."
+            )
         try:
             found = json.loads(self._text("run.json"))
         except ValueError as error:
@@ -352,10 +356,10 @@ def existing(folder: Path) -> Path:
     Raises:
         UserError: There is no such folder.
     """
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; give the folder of a run, such as runs/digit-6.")
     if not folder.is_dir():
-        raise UserError(
-            f"There is no folder {folder}; make a run with `yesterday run {folder.name or 'digit-6'}` first."
-        )
+        raise UserError(f"There is no folder {folder}; `yesterday list` shows the runs there are.")
     return folder
 
 

@@ -12,7 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.audit.report import AuditReport
-from unlearn.documents import RunReport
+from analysis.errors import UserError
+from figures.artefacts import Run
+from unlearn.documents import RunReport, read_run
 
 
 @contextmanager
@@ -60,8 +62,7 @@ def print_run(folder: Path, report: RunReport, quiet: bool, as_json: bool) -> No
         as_json: Print one JSON document instead.
     """
     console = Console()
-    path = folder / "audit.json"
-    found = AuditReport.model_validate_json(path.read_text(encoding="utf-8")) if report.verdict else None
+    found = Run(folder).audit if report.verdict else None
     if as_json:
         document = {"run": str(folder), **report.model_dump(mode="json")}
         document["audit"] = found.audits["edited"].model_dump(mode="json") if found else None
@@ -75,6 +76,35 @@ def print_run(folder: Path, report: RunReport, quiet: bool, as_json: bool) -> No
     console.print(report.sentence or f"Done; everything is in {folder}.", style="bold", highlight=False)
     if report.sentence and not quiet:
         console.print(f"Everything is in {folder}.", highlight=False)
+
+
+def print_runs(folder: Path, as_json: bool) -> None:
+    """Print which runs are in a folder, each with its verdict or with why it can't be read.
+
+    Args:
+        folder: Where the runs are.
+        as_json: Print one JSON document instead.
+    """
+    rows: list[dict[str, str | None]] = []
+    for path in sorted(folder.glob("*/run.json")):
+        row = {"run": str(path.parent), "method": None, "verdict": None, "problem": None}
+        try:
+            run = read_run(path.parent)
+        except UserError as error:
+            rows.append({**row, "problem": str(error)})
+        else:
+            rows.append({**row, "method": run.config["method"], "verdict": run.verdict})
+    if as_json:
+        print(json.dumps(rows))
+        return
+    console = Console()
+    for row in rows:
+        says = row["problem"] or f"{row['method'] or 'audited checkpoint'}  {row['verdict'] or 'not audited'}"
+        console.print(f"{row['run']}  {says}", highlight=False)
+    if (folder / "run.json").is_file():
+        console.print(f"{folder} is itself a run; see it with: yesterday show {folder}", highlight=False)
+    elif not rows:
+        console.print(f"There are no runs in {folder}; start with: yesterday run digit-6", highlight=False)
 
 
 def _print_table(console: Console, found: AuditReport) -> None:

@@ -223,6 +223,11 @@ BAD = {
     "no threads": (["run", "digit-6", "--threads", "0"], "--threads must be at least 1, not 0"),
     "no threads for a comparison": (["compare", "digit-6", "--threads", "0"], "--threads must be at least 1, not 0"),
     "no such run": (["show", "nowhere"], "no run in nowhere"),
+    "no run to draw": (["figures", "."], "There is no run and no comparison in ."),
+    "no run to report": (["report", "."], "There is no run in ."),
+    "a run for an edit": (["apply", "RUN", "--to", "a.pth", "--out", "b.pth"], "is a folder; give one of the files"),
+    "a run for a model": (["apply", "EDIT", "--to", "RUN", "--out", "b.pth"], "is the folder of a run; give"),
+    "a folder for a result": (["revert", "EDIT", "--to", "EDITED", "--out", "."], "; give the name of a file"),
     "no such figure": (["figures", "RUN", "magic"], "no figure 'magic'"),
     "no checkpoint": (["run", "digit-6", "--quiet", "--weights", "nowhere.safetensors"], "nowhere.safetensors"),
 }
@@ -235,7 +240,9 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     monkeypatch.chdir(tmp_path)
     before = files(finished)
     arguments, expected = BAD[case]
-    assert call(*[finished if word == "RUN" else word for word in arguments]) == 2
+    edited = finished / "models" / "edited.safetensors"
+    places: dict[str, Path] = {"RUN": finished, "EDIT": finished / "edit.safetensors", "EDITED": edited}
+    assert call(*[places.get(word, word) for word in arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("Error: ")
     assert expected in error

@@ -10,6 +10,7 @@ from typing import Any
 from analysis.audit.bands import deviation
 from analysis.audit.report import AuditReport, Finding, Measurement
 from analysis.errors import UserError
+from figures.artefacts import Run
 from figures.save import FOLDER
 from figures.words import percent, plural
 from unlearn.documents import RunReport, read_run
@@ -271,10 +272,9 @@ def read_report(folder: Path, prefix: str) -> Report:
         UserError: There is no finished run in the folder.
     """
     run = read_run(folder)
-    path = folder / "audit.json"
-    if run.verdict is None or not path.is_file():
+    if run.verdict is None or not (folder / "audit.json").is_file():
         raise UserError(f"{folder} has no audit yet; finish it with: {command(run.config)}")
-    found = AuditReport.model_validate_json(path.read_text(encoding="utf-8"))
+    found = Run(folder).audit
     family = "facts" if run.config.get("family") == "facts" else "classes"
     chapters = []
     for title, lead, names in CHAPTERS[family]:

@@ -142,7 +142,14 @@ def test_damaged_safetensors(tmp_path, keep):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("path", ["nowhere.safetensors", "."])
-def test_missing_safetensors(tmp_path, path):
-    with pytest.raises(UserError, match="There is no file"):
+@pytest.mark.parametrize(("path", "words"), [("nowhere.safetensors", "There is no file"), (".", "is a folder")])
+def test_missing_safetensors(tmp_path, path, words):
+    with pytest.raises(UserError, match=words):
         load_tensors(tmp_path / path)
+
+
+def test_a_folder_is_no_place_for_a_file(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=r"Can't write .*folder \(.*\); give the name of a file\."):
+        write_text(tmp_path / "folder", "text")
+    assert names(tmp_path) == ["folder"]

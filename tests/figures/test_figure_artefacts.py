@@ -111,8 +111,10 @@ def test_wrong_requests(digits: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no folder"):
         render(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"has no run\.json"):
+    with pytest.raises(UserError, match=r"There is no run and no comparison in .*empty; `yesterday list` shows"):
         render(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"run\.json is a file; give the folder of a run"):
+        render(digits / "run.json")
 
 
 def test_a_folder_that_cannot_be_written_is_a_user_error(digits: Path, tmp_path: Path) -> None:

@@ -28,9 +28,11 @@ def apply_to_model(edit: Path, to: str, out: Path, revert: bool = False) -> None
         revert: Undo instead.
 
     Raises:
-        UserError: The edit was made for another model, is damaged, or `out` is there already.
+        UserError: The edit was made for another model, is damaged, `to` is no model, or `out` is there already.
     """
     found = Edit.load(edit)
+    if (Path(to) / "run.json").is_file():
+        raise UserError(f"{to} is the folder of a run; give the checkpoint or model folder that the edit was made for.")
     if out.exists():
         raise UserError(f"{out} is there already; give another --out.")
     loaded = load_language_model(to)
