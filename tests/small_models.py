@@ -74,8 +74,11 @@ def saved(model, folder: Path, tokenizer: bool = True) -> Path:
 def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     """Whether two models have the same weights, bit for bit and in the same types."""
     mine, theirs = one.state_dict(), other.state_dict()
+    # As bytes: numbers would call zeros of both signs equal.
     return mine.keys() == theirs.keys() and all(
-        mine[name].dtype == theirs[name].dtype and torch.equal(mine[name], theirs[name]) for name in mine
+        mine[name].dtype == theirs[name].dtype
+        and torch.equal(mine[name].reshape(-1).view(torch.uint8), theirs[name].reshape(-1).view(torch.uint8))
+        for name in mine
     )
 
 

@@ -13,11 +13,9 @@ import numpy as np
 import pytest
 from figure_runs import MEASURES, make_run
 from matplotlib.container import BarContainer
-from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from PIL import Image
 
-from analysis.files import load_tensors, save_tensors
 from analysis.subjects.networks import builtin
 from figures import mask_map, weight_change
 from figures.artefacts import in_order, open_run
@@ -344,30 +342,10 @@ def test_images_stand_in_the_order_of_the_bars(digits: Path) -> None:
     assert above == sorted(above, key=counted.index)
 
 
-@pytest.mark.parametrize(
-    ("inside", "end", "tracks"),
-    [((0, 65), 1.0, True), ((1, 6), 0.1, False), ((0, 3), 0.05, False), ((0, 0), 0.2, False)],
-)
-def test_only_an_axis_of_whole_layers_has_tracks(inside: tuple[int, ...], end: float, tracks: bool) -> None:
-    axes = Figure().subplots()
-    mask_map.draw_shares(axes, {f"layer {i}": (k, 100) for i, k in enumerate(inside)})
-    assert axes.get_xticks().tolist() == [0, end / 2, end]
-    widths = [bar.get_width() for bar in axes.patches]
-    assert widths == [1.0] * (2 * tracks) + [k / 100 for k in inside]
-
-
 def test_the_last_step_of_the_edit_stands_on_the_axis(digits: Path) -> None:
     run = open_run(digits)
     ticks = [label.get_text() for label in draw("forgetting", digits).figure.axes[0].get_xticklabels()]
     assert ticks == ["0", "10", f"{run.history.steps[-1]:,.0f}"]
-
-
-def test_a_map_that_has_no_place_for_the_edited_says_so(digits: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(digits, tmp_path / "run", ignore=shutil.ignore_patterns("figures"))
-    tensors, notes = load_tensors(folder / "pictures.safetensors")
-    save_tensors(folder / "pictures.safetensors", tensors, notes | {"shift.edited.retain": "2.54"})
-    assert "crowds them" in draw("umap", folder).caption
-    assert "crowds them" not in draw("umap", digits).caption
 
 
 def test_of_many_classes_the_forgotten_is_among_the_names(tmp_path: Path) -> None:
