@@ -207,7 +207,9 @@ def test_costs_are_the_runs(written: dict[str, Any], run: Path, models: tuple[An
     pairs = list(zip(models[0].parameters(), models[1].parameters(), strict=True))
     changed = sum(int((one != other).sum()) for one, other in pairs)
     assert changed > 0
-    assert only(written, "weights changed")["value"] == changed / sum(one.numel() for one, _ in pairs)
+    row = only(written, "weights changed")
+    assert row["value"] == changed / sum(one.numel() for one, _ in pairs)
+    assert row["reached"] == "must"  # one weight in a hundred, rounded up
     spent = [report["stages"][stage]["seconds"] for stage in ("locate", "edit")]
     assert only(written, "time to locate and edit")["value"] == pytest.approx(sum(spent))
 
@@ -260,13 +262,16 @@ def test_an_aim_is_the_most_or_the_least(most: bool, value: float | None, reache
     assert row.reached == reached
     assert (f"| {reached} (why) |" if value is None else f"| {reached}: {100 * value:.3g}% |") in table([row])
     assert ("<= 10%, beyond <= 2%" if most else ">= 2%, beyond >= 9%") in table([row])
+    if value is not None:
+        told = table([Row("this", "3 facts", must, must, beyond, most=most, twins=(value,), twins_value=value)])
+        assert ("the twins don't reach it" in told) == (reached == "no")
     assert Row("this", "3 facts", value).reached == ("not measured" if value is None else "no aim")
 
 
 def test_the_table_has_a_line_for_every_row(
     run: Path, written: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = [Row(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k != "reached"})
+    found = [Row(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if not k.startswith("reached")})
              for row in written.values()]  # fmt: skip
     lines = [line for line in table(found).splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(written)

@@ -1,5 +1,6 @@
 """What an edit of a language model reaches of what was aimed at: each quantity beside the original's and the twins'."""
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -162,6 +163,9 @@ def _against_original(
         f"one fact is {float(before.max() / before.sum()):.0%} of the original's sum; the geometric mean, in which "
         f"none counts more than another, is at {geometric:.1%} of the original's"
     )
+    if others and float(before.mean()) > fmean(others):
+        left = (float(after.mean()) - fmean(others)) / (float(before.mean()) - fmean(others))
+        note += f"; {left:.1%} is left of what the original has above the twins"
     return Row(
         what, f"{len(before)} facts", ratio(every), must, beyond, span=asked.span(ratio, len(before)),
         original=float(before.mean()), edited=float(after.mean()), twins=others,
@@ -333,7 +337,10 @@ def rounding(asked: Asked) -> Iterator[Row]:
 def costs(report: RunReport) -> Iterator[Row]:
     """Read from the run what it changed and how long it took."""
     share = None if report.changed is None else report.changed / report.total
-    yield Row("weights changed", f"{report.changed} of {report.total}", share, 0.01, 0.001, edited=share, side_unit="%")
+    # A share of all weights, rounded up to whole ones as masks are.
+    must, beyond = (math.ceil(aim * report.total) / report.total for aim in (0.01, 0.001))
+    yield Row("weights changed", f"{report.changed} of {report.total}", share, must, beyond, edited=share,
+              side_unit="%")  # fmt: skip
     spent = [report.stages[name]["seconds"] for name in ("locate", "edit") if name in report.stages]
     time = sum(spent) if "edit" in report.stages else None
     note = "on the machine of the run, as busy as it was" if spent else "the edit was made elsewhere"

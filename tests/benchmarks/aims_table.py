@@ -46,22 +46,26 @@ class Row:
     side_unit: Unit = ""
     note: str = ""
 
-    @property
-    def reached(self) -> Reached:
-        """Which aim the value reaches."""
-        if self.value is None:
+    def reaches(self, value: float | None) -> Reached:
+        """Which aim a value reaches."""
+        if value is None:
             return "not measured"
         if self.must is None:
             return "no aim"
         sign = 1 if self.most else -1
-        if self.beyond is not None and sign * self.value <= sign * self.beyond:
+        if self.beyond is not None and sign * value <= sign * self.beyond:
             return "beyond"
-        return "must" if sign * self.value <= sign * self.must else "no"
+        return "must" if sign * value <= sign * self.must else "no"
+
+    @property
+    def reached(self) -> Reached:
+        """Which aim the edited model reaches."""
+        return self.reaches(self.value)
 
     @property
     def told(self) -> dict[str, Any]:
         """The row as a JSON object."""
-        return {**asdict(self), "reached": self.reached}
+        return {**asdict(self), "reached": self.reached, "reached_by_twins": self.reaches(self.twins_value)}
 
 
 def written(value: float | None, unit: Unit) -> str:
@@ -93,6 +97,8 @@ def cells(row: Row) -> list[str]:
         reached += f" ({row.note})"
     if row.span:
         reached += f" ({' to '.join(written(one, row.unit) for one in row.span)})"
+    if row.reaches(row.twins_value) == "no":
+        reached += "; nor do the twins reach it" if row.reached == "no" else "; the twins don't reach it"
     sides = [written(side, row.side_unit) for side in (row.original, row.edited)]
     return [row.what, row.n, "-" if row.must is None else aim, *sides, twins, reached]
 
