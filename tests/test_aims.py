@@ -199,6 +199,7 @@ def test_rounding_is_held_against_the_same_model_unrounded(
         row = only(written, f"rounded to {name}:", "whole-answer")
         assert row["original"] == pytest.approx(after[0] / before[0], rel=1e-3)
         assert row["value"] == row["edited"] == pytest.approx(after[1] / before[1], rel=1e-3)
+        assert row["span"][0] <= row["value"] <= row["span"][1]
         assert len(row["twins"]) == TWINS
 
 
