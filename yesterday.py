@@ -174,7 +174,7 @@ def compare(options: dict[str, Any], subject: SubjectName = "digit-6") -> None:
     own is path/to/file.py:function. What fails stays in the table with the reason.
 
     Examples: `yesterday compare digit-6 --seeds 3`, `yesterday compare --all-digits --methods regrow,ssd`,
-    `yesterday compare beatles --quick --methods npo,rmu --locate stranger,random,none --fractions 0.001,0.01`.
+    `yesterday compare beatles --quick --methods npo,rmu --locate fisher,random,none --fractions 0.001,0.01`.
     """
     from figures.render import render
     from figures.terminal import progress_bars

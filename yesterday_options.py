@@ -116,7 +116,7 @@ METHOD_OPTIONS: dict[str, tuple[Any, Any]] = {
     "method": (
         _option(
             str | None,
-            "How to edit; `yesterday methods` lists them. Settings go behind: regrow:decay=0:labels=1.",
+            "How to edit; `yesterday methods` lists them. Settings go behind: regrow:decay=0:rate=0.5.",
             panel=EDIT,
         ),
         None,
@@ -139,7 +139,7 @@ COMPARE_OPTIONS: dict[str, tuple[Any, Any]] = {
         _option(
             str | None,
             "Where, with commas between: measures that locate (see `yesterday run --help`), random, none (every "
-            "weight), and for facts layers (every sixth block) [none,damage-contrast; none,stranger].",
+            "weight), and for facts layers (every sixth block) [none,damage-contrast; none,fisher].",
             "--locate",
             panel=EDIT,
         ),

@@ -183,6 +183,14 @@ def _slots(model: nn.Module, mask: Mask | None) -> Iterator[_Slot]:
             yield _Slot(parameter, places, nn.Parameter(parameter.detach().take(places)))
 
 
+def _stepper(slots: Sequence[_Slot], optimizer: str, weight_decay: float) -> torch.optim.Optimizer:
+    decaying = [slot.values for slot in slots if slot.parameter.dim() > 1]
+    others = [slot.values for slot in slots if slot.parameter.dim() <= 1]
+    groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.SGD(groups, lr=0.0, momentum=0.9) if optimizer == "sgd" else torch.optim.AdamW(groups, lr=0.0)
+
+
 def descend(
     model: nn.Module,
     batches: Iterable[Batch],
@@ -206,7 +214,8 @@ def descend(
         mask: What may change; None allows every parameter. Buffers never change.
         lr: Learning rate, or a function of the step (from 0).
         optimizer: "adam" (decoupled weight decay) or "sgd" (momentum 0.9).
-        weight_decay: Strength of the decay, on what the mask allows only.
+        weight_decay: Strength of the decay, on what the mask allows of matrices and kernels only: biases and
+            normalisations' scale and shift don't decay, as is usual.
         maximise: Climb instead of descend.
         clip: Largest norm of the gradient inside the mask; longer ones are shortened to it. None: as it comes.
         watch: Called with (0, model) first, every `WATCH_EVERY` steps, and after the last one. Setting out from
@@ -228,10 +237,7 @@ def descend(
     live = adaptable(work, mask) if adapt else ()
     slots = list(_slots(work, mask))
     trained = [slot.values for slot in slots]
-    if optimizer == "sgd":
-        stepper: torch.optim.Optimizer = torch.optim.SGD(trained, lr=0.0, momentum=0.9, weight_decay=weight_decay)
-    else:
-        stepper = torch.optim.AdamW(trained, lr=0.0, weight_decay=weight_decay)
+    stepper = _stepper(slots, optimizer, weight_decay)
     good = [values.detach().clone() for values in trained]
     held = {name: copy.deepcopy(work.get_submodule(name).state_dict()) for name in live}
     taken = watched = 0 if start is None else 1

@@ -148,7 +148,7 @@ def comparison_request(subject: str, options: Mapping[str, Any]) -> Request:
     facts = about_facts(subject, options)
     refuse(options, ("fresh", "all_digits", "scope") if facts else (), "facts")
     quick = bool(options["quick"])
-    places = _split(options["measure"] or ("none,stranger" if facts else "none,damage-contrast"))
+    places = _split(options["measure"] or ("none,fisher" if facts else "none,damage-contrast"))
     measure = next((place for place in places if place not in {NONE, RANDOM, LAYERS}), None)
     fractions = _split(options["fractions"] or ("0.01" if facts else "0.2"))
     try:

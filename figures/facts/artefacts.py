@@ -81,7 +81,7 @@ class FactRun(Run):
         """
         measure = self.config.get("measure")
         if not isinstance(measure, str) or measure == "none":
-            raise Missing(f"The run in {self.folder} located nothing; run again with --locate stranger.")
+            raise Missing(f"The run in {self.folder} located nothing; run again with --locate fisher.")
         return Scores.load(self._path(f"scores/{measure}.safetensors"))
 
     @cached_property

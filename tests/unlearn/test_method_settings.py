@@ -18,9 +18,9 @@ from unlearn.methods.cf_k import last_layers
 def test_a_method_is_named_with_settings_of_ones_own():
     usual = named("regrow", METHODS)
     assert usual == METHODS["regrow"]
-    mine = named("regrow:steps=7:decay=0:labels=1", METHODS)
-    assert mine.settings == replace(usual.settings, steps=7, decay=0.0, labels=1.0)
-    assert (mine.name, mine.run) == ("regrow:steps=7:decay=0:labels=1", usual.run)
+    mine = named("regrow:steps=7:decay=0:rate=2", METHODS)
+    assert mine.settings == replace(usual.settings, steps=7, decay=0.0, rate=2.0)
+    assert (mine.name, mine.run) == ("regrow:steps=7:decay=0:rate=2", usual.run)
     assert named("regrow:fresh=false", METHODS).settings.fresh is False
     assert named("relabel:label=4", METHODS).settings.label == 4
     assert named("salun:lr=1e-3", METHODS).settings.lr == 1e-3
@@ -37,17 +37,16 @@ def test_a_method_is_named_with_settings_of_ones_own():
         ("regrow:step=3", "no setting 'step'"),
         ("regrow:steps", "no setting 'steps'"),
         ("regrow:steps=few", "takes a whole number of at least 0, not 'few'"),
-        ("regrow:lr=fast", "takes a number of at least 0, not 'fast'"),
+        ("regrow:rate=fast", "takes a number of at least 0, not 'fast'"),
         ("regrow:fresh=0", "takes true or false, not '0'"),
         ("regrow:decay=-1", "a number of at least 0, not '-1'"),
-        ("regrow:lr=nan", "a number of at least 0, not 'nan'"),
+        ("regrow:rate=nan", "a number of at least 0, not 'nan'"),
         ("retrain:steps=1", "it has none at all"),
         ("relabel:label=3.5", "takes a whole number of at least 0, not '3.5'"),
         ("ssd:alpha=much", "takes a number of at least 0, not 'much'"),
         ("scrub:every=0", "scrub:every .* must be at least 1, not 0"),
         ("scrub:max_share=0", "scrub:max_share is a share, above 0"),
         ("scrub:max_share=1.1", "scrub:max_share is a share, .* not 1.1"),
-        ("regrow:labels=2", "regrow:labels is a share, from 0 to 1, not 2"),
         ("undo:alpha=1.5", "undo:alpha is a share, from 0 to 1, not 1.5"),
         ("neggrad-plus:beta=2", "neggrad-plus:beta is a share, from 0 to 1, not 2"),
         ("bad-teacher:outputs=none", "retained or all, not 'none'"),

@@ -121,20 +121,23 @@ def test_it_equals_an_optimiser_that_only_knows_the_masked_entries(optimizer, cl
     base = {n: p.detach() for n, p in model.named_parameters()}
     loose = {n: base[n][mask.bits[n]].clone().requires_grad_() for n in base}
     kinds = {
-        "adam": lambda ps: torch.optim.AdamW(ps, lr=0.0, weight_decay=0.1),
-        "sgd": lambda ps: torch.optim.SGD(ps, lr=0.0, momentum=0.9, weight_decay=0.1),
+        "adam": lambda ps, decay: torch.optim.AdamW(ps, lr=0.0, weight_decay=decay),
+        "sgd": lambda ps, decay: torch.optim.SGD(ps, lr=0.0, momentum=0.9, weight_decay=decay),
     }
-    stepper = kinds[optimizer](list(loose.values()))
+    # Biases don't decay.
+    steppers = [kinds[optimizer]([p], 0.1 if base[n].dim() > 1 else 0.0) for n, p in loose.items()]
     for step, item in enumerate(batches((x, y), 8, 20, 1)):
         whole = {n: base[n].masked_scatter(mask.bits[n], loose[n]) for n in base}
-        stepper.zero_grad()
+        for p in loose.values():
+            p.grad = None
         functional.cross_entropy(functional_call(model, whole, (item[0],)), item[1]).backward()
         if clip is not None:
             length = torch.sqrt(sum((p.grad**2).sum() for p in loose.values()))
             for p in loose.values():
                 p.grad *= min(1.0, clip / (float(length) + 1e-6))
-        stepper.param_groups[0]["lr"] = 0.05 * (1 - step / 20)
-        stepper.step()
+        for stepper in steppers:
+            stepper.param_groups[0]["lr"] = 0.05 * (1 - step / 20)
+            stepper.step()
     for name, parameter in edited.named_parameters():
         expected = base[name].masked_scatter(mask.bits[name], loose[name].detach())
         torch.testing.assert_close(parameter.detach(), expected, rtol=1e-10, atol=1e-12)

@@ -12,13 +12,14 @@ from unlearn.tuning import SPAN, SPAN_OF_RATES, _distance, proposals, searched
 
 
 def test_fractions_are_searched_rates_further_and_counts_not() -> None:
-    usual = METHODS["regrow"].settings
-    assert searched(METHODS["regrow"]) == {
+    usual, own = METHODS["l1-sparse"].settings, METHODS["regrow"].settings
+    assert searched(METHODS["l1-sparse"]) == {
         "lr": (usual.lr / SPAN_OF_RATES, usual.lr * SPAN_OF_RATES),
-        "labels": (usual.labels / SPAN, usual.labels * SPAN),
-        "decay": (usual.decay / SPAN, usual.decay * SPAN),
+        "alpha": (usual.alpha / SPAN, usual.alpha * SPAN),
     }
-    assert searched(named("regrow:decay=0", METHODS)).keys() == {"lr", "labels"}
+    assert searched(named("regrow:decay=0", METHODS)).keys() == {"rate"}
+    # In units of what the network is usually trained at, a rate has no need of the long reach.
+    assert searched(METHODS["regrow"])["rate"] == (own.rate / SPAN, own.rate * SPAN)
     assert searched(METHODS["retrain"]) == {}
 
 
@@ -39,12 +40,12 @@ def test_proposals_cover_each_range_evenly_and_keep_the_place(trials: int, seed:
 
 
 def test_what_a_method_refuses_is_replaced_and_what_has_no_settings_is_left_as_it_is() -> None:
-    # labels is a share: half of the range above the usual .5 is beyond 1.
-    found = proposals("regrow", METHODS, 9, 0)
+    # alpha is a share: much of the range above the usual .6 is beyond 1.
+    found = proposals("undo", METHODS, 9, 0)
     assert len(set(found)) == 9
-    assert all(0.12 <= named(text, METHODS).settings.labels <= 1 for text in found)
+    assert all(0.14 <= named(text, METHODS).settings.alpha <= 1 for text in found)
     assert proposals("retrain", METHODS, 9, 0) == ["retrain"]
-    assert proposals("regrow", METHODS, 1, 0) == ["regrow"]
+    assert proposals("undo", METHODS, 1, 0) == ["undo"]
 
 
 def row(name: str, place: str, distance: tuple[float, ...], failed: tuple[str, ...] = ()) -> Row:

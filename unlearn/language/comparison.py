@@ -50,7 +50,7 @@ def fact_cells(methods: Sequence[str], places: Sequence[str], fractions: Sequenc
     if {RANDOM, LAYERS} & {*used} and not {*MEASURES} & {*used}:
         raise UserError(
             "Random places and layers are as large as what a measure locates; give one with --locate too, for example "
-            "stranger,random."
+            "fisher,random."
         )
     masked = {LANGUAGE_METHODS[name].run for name in LOCATED}
     kept = [cell for cell in cells if cell.place != NONE or cell.method.run not in masked]

@@ -24,7 +24,7 @@ class FactRunConfig(Sight):
     bank: str = "beatles"
     model: str = "smollm2"
     method: str | None = None
-    measure: str = "stranger"
+    measure: str = "fisher"
     within: Within = "down"
     fraction: float = 0.01
     twins: int | None = None

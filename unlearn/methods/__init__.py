@@ -112,7 +112,7 @@ def named(name: str, known: Mapping[str, Method]) -> Method:
     """Find a method, with or without settings of the user's own.
 
     Args:
-        name: As in "regrow", with settings behind it, "regrow:decay=0:labels=1", or the user's own function,
+        name: As in "regrow", with settings behind it, "regrow:decay=0:rate=0.5", or the user's own function,
             "path/to/file.py:function".
         known: The methods of one family.
 

@@ -10,8 +10,7 @@ The same sentences about other names (wrong answers of the facts) are kept, or e
 
 Kin: Eldan & Russinovich 2023 (arXiv:2310.02238, generic predictions from an anchor dictionary, all weights, outputs
 only) and RMU (arXiv:2403.03218, hidden states towards noise); new are strangers as the target of states, outputs
-and names alike, the one-sided loss on names, and the place: the mask is where this loss's own gradient is largest.
-`docs/erasing.md` derives it.
+and names alike, and the one-sided loss on names. `docs/erasing.md` derives it and compares places to edit.
 """
 
 from dataclasses import dataclass
