@@ -181,7 +181,7 @@ def score(model: nn.Module, subject: FactSubject, measure: str, within: Within, 
         texts = [*fact_texts(some), *name_texts(subject.about)]
         told = retell(subject.tokenizer, subject.about, texts, STRANGERS, seed, subject.longest)
         found = _strange_gradient(model, told, names, seed)
-        return Scores({name: value.abs() for name, value in found.items()}, "parameter", measure, "1")
+        return Scores({name: value.abs().cpu() for name, value in found.items()}, "parameter", measure, "1")
     gone = encode_facts(subject.tokenizer, _drawn(subject.forget, most, seed), "train", subject.longest)
     kept = encode_facts(subject.tokenizer, _drawn(subject.retain, most, seed), "train", subject.longest)
     if measure == "neuron-ig":
@@ -207,7 +207,8 @@ def score(model: nn.Module, subject: FactSubject, measure: str, within: Within, 
         theirs = {n: (g * weights[n].detach()).abs() for n, g in _mean_gradients(model, kept, names).items()}
         floor = sum(float(t.sum()) for t in theirs.values()) / sum(t.numel() for t in theirs.values())
         mine_ = {n: value / (theirs[n] + floor) for n, value in mine_.items()}
-    return Scores(mine_, "parameter", measure, "1" if measure.endswith("ratio") else "nats")
+    values = {name: value.cpu() for name, value in mine_.items()}
+    return Scores(values, "parameter", measure, "1" if measure.endswith("ratio") else "nats")
 
 
 def mask_of(model: nn.Module, scores: Scores, fraction: float) -> Mask:
@@ -255,7 +256,7 @@ def ablated_shares(model: nn.Module, mask: Mask, subject: FactSubject, groups: S
     before = {name: named[name][bits].clone() for name, bits in mask.bits.items()}
     try:
         for name, bits in mask.bits.items():
-            named[name].masked_fill_(bits, 0.0)
+            named[name].masked_fill_(bits.to(named[name].device), 0.0)
         facts = [fact for group in groups for fact in group]
         answers = ask(model, subject.tokenizer, facts, [fact.heldout[:1] for fact in facts])
     finally:

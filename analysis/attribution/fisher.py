@@ -319,5 +319,7 @@ def brain_damage(model: nn.Module, fisher: Scores) -> Scores:
     weights = dict(model.named_parameters())
     if any(name not in weights or weights[name].shape != value.shape for name, value in fisher.values.items()):
         raise UserError("The Fisher diagonal belongs to another model; compute it on this one.")
-    values = {name: value * weights[name].detach().square() / 2 for name, value in fisher.values.items()}
+    values = {
+        name: value * weights[name].detach().to(value.device).square() / 2 for name, value in fisher.values.items()
+    }
     return Scores(values, "parameter", "brain-damage", "nats")
