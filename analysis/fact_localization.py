@@ -18,6 +18,7 @@ from analysis.attribution.guided import guided_attribution
 from analysis.attribution.language_ig import neuron_integrated_gradients
 from analysis.attribution.targets import IGNORED
 from analysis.audit.report import Document
+from analysis.attribution.running import widened
 from analysis.errors import UserError
 from analysis.scores import Mask, Scores, check_fraction
 from analysis.subjects.language.bank import Fact
@@ -108,7 +109,7 @@ def gradients(model: nn.Module, loss: Callable[[], torch.Tensor], names: Sequenc
         names: Parameters to differentiate by.
 
     Returns:
-        By parameter name.
+        By parameter name, in float32 at least.
     """
     named = dict(model.named_parameters())
     flags = {name: p.requires_grad for name, p in named.items()}
@@ -120,7 +121,7 @@ def gradients(model: nn.Module, loss: Callable[[], torch.Tensor], names: Sequenc
     finally:
         for name, p in named.items():
             p.requires_grad_(flags[name])
-    return dict(zip(names, found, strict=True))
+    return dict(zip(names, map(widened, found), strict=True))
 
 
 def _mean_gradients(model: nn.Module, encoded: Encoded, names: Sequence[str]) -> dict[str, torch.Tensor]:

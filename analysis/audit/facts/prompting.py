@@ -7,7 +7,7 @@ from statistics import fmean
 import torch
 from torch import nn
 
-from analysis.attribution.running import place
+from analysis.attribution.running import place, widened
 from analysis.audit.facts.case import Case, FactReading, ids
 from analysis.audit.facts.contrast import contrasted, first_prompt, shares
 from analysis.subjects.language.bank import Fact
@@ -97,10 +97,10 @@ def soft_prompt(case: Case) -> FactReading:
     """
     model, tokenizer, budget = case.model, case.tokenizer, case.budget
     lessons = encode_facts(tokenizer, case.taught)
-    table = model.get_input_embeddings().weight.detach()  # type: ignore[operator]
+    table = widened(model.get_input_embeddings().weight.detach())  # type: ignore[operator]
     generator = torch.Generator().manual_seed(case.seed)
     noise = torch.randn(SOFT_TOKENS, table.shape[1], generator=generator, dtype=table.dtype)
-    soft = (table.mean(0) + place(model, noise) * table.std()).requires_grad_()
+    soft = (table.mean(0) + noise.to(table.device) * table.std()).requires_grad_()
     stepper = torch.optim.Adam([soft], lr=SOFT_RATE)
     flags = [parameter.requires_grad for parameter in model.parameters()]
     try:

@@ -35,7 +35,7 @@ def hidden_states(
     Args:
         model: A Hugging Face causal language model.
         ids: int64 [n, t], on any device.
-        soft: Embeddings [k, width] put in front of every row, on the model's device.
+        soft: Embeddings [k, width] put in front of every row, on any device.
         given: Further inputs of the model, such as position ids, on any device.
 
     Returns:
@@ -45,7 +45,7 @@ def hidden_states(
     if soft is None:
         return model.base_model(input_ids=ids, use_cache=False, **given).last_hidden_state  # type: ignore[operator]
     embedded = model.get_input_embeddings()(ids)  # type: ignore[operator]
-    joined = torch.cat([soft.expand(len(ids), -1, -1), embedded], 1)
+    joined = torch.cat([soft.to(embedded).expand(len(ids), -1, -1), embedded], 1)
     return model.base_model(inputs_embeds=joined, use_cache=False, **given).last_hidden_state  # type: ignore[operator]
 
 

@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional
 
 from analysis.attribution.anatomy import anatomy
-from analysis.attribution.running import place
+from analysis.attribution.running import place, widened
 from analysis.subjects.language.encoding import pad
 from analysis.subjects.language.renamed import Renamed
 from analysis.subjects.language.scoring import hidden_states, logits_of
@@ -133,7 +133,7 @@ def _states(model: nn.Module, ids: torch.Tensor) -> list[torch.Tensor]:
         for number in depths(model):
             stack.callback(model.get_submodule(blocks[number]).register_forward_hook(hook).remove)
         last = hidden_states(model, ids)
-    return [*caught, last]
+    return [*map(widened, caught), last]
 
 
 def _mean(values: torch.Tensor, group: torch.Tensor, count: int) -> torch.Tensor:
