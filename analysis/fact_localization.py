@@ -16,9 +16,9 @@ from analysis.attribution.anatomy import anatomy, neuron_mask_rows
 from analysis.attribution.fisher import fisher_diagonal, fisher_ratio
 from analysis.attribution.guided import guided_attribution
 from analysis.attribution.language_ig import neuron_integrated_gradients
+from analysis.attribution.running import widened
 from analysis.attribution.targets import IGNORED
 from analysis.audit.report import Document
-from analysis.attribution.running import widened
 from analysis.errors import UserError
 from analysis.scores import Mask, Scores, check_fraction
 from analysis.subjects.language.bank import Fact
