@@ -103,8 +103,8 @@ def meet(texts: Sequence[Renamed], number: int = 0, retellings: int = TOLD) -> M
 
 
 def _brought(model: nn.Module, meeting: Meeting) -> Meeting:
-    tensors = {name: value for name, value in vars(meeting).items() if isinstance(value, torch.Tensor)}
-    return replace(meeting, **{name: place(model, value) for name, value in tensors.items()})
+    tensors = {name: place(model, one) for name, one in vars(meeting).items() if isinstance(one, torch.Tensor)}
+    return replace(meeting, **tensors)  # type: ignore[arg-type]  # the names are the tensors'
 
 
 def depths(model: nn.Module) -> list[int]:
