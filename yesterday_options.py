@@ -78,6 +78,10 @@ FACT_OPTIONS: dict[str, tuple[Any, Any]] = {
         None,
     ),
     "twins": (_option(int | None, "Fictional twins that span the band [14; 10 when quick].", panel=FACTS), None),
+    "device": (
+        _option(str | None, "Where the model is: cuda, cuda:1, or another that PyTorch knows [cpu].", panel=MACHINE),
+        None,
+    ),
     "quick": (_option(bool, "Smaller attackers, fewer controls, no planted facts.", "--quick", panel=FACTS), False),
 }
 LOCATE_OPTIONS: dict[str, tuple[Any, Any]] = {

@@ -16,6 +16,7 @@ from analysis.attribution.anatomy import anatomy, neuron_mask_rows
 from analysis.attribution.fisher import fisher_diagonal, fisher_ratio
 from analysis.attribution.guided import guided_attribution
 from analysis.attribution.language_ig import neuron_integrated_gradients
+from analysis.attribution.running import widened
 from analysis.attribution.targets import IGNORED
 from analysis.audit.report import Document
 from analysis.errors import UserError
@@ -108,7 +109,7 @@ def gradients(model: nn.Module, loss: Callable[[], torch.Tensor], names: Sequenc
         names: Parameters to differentiate by.
 
     Returns:
-        By parameter name.
+        By parameter name, in float32 at least.
     """
     named = dict(model.named_parameters())
     flags = {name: p.requires_grad for name, p in named.items()}
@@ -120,7 +121,7 @@ def gradients(model: nn.Module, loss: Callable[[], torch.Tensor], names: Sequenc
     finally:
         for name, p in named.items():
             p.requires_grad_(flags[name])
-    return dict(zip(names, found, strict=True))
+    return dict(zip(names, map(widened, found), strict=True))
 
 
 def _mean_gradients(model: nn.Module, encoded: Encoded, names: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -181,7 +182,7 @@ def score(model: nn.Module, subject: FactSubject, measure: str, within: Within, 
         texts = [*fact_texts(some), *name_texts(subject.about)]
         told = retell(subject.tokenizer, subject.about, texts, STRANGERS, seed, subject.longest)
         found = _strange_gradient(model, told, names, seed)
-        return Scores({name: value.abs() for name, value in found.items()}, "parameter", measure, "1")
+        return Scores({name: value.abs().cpu() for name, value in found.items()}, "parameter", measure, "1")
     gone = encode_facts(subject.tokenizer, _drawn(subject.forget, most, seed), "train", subject.longest)
     kept = encode_facts(subject.tokenizer, _drawn(subject.retain, most, seed), "train", subject.longest)
     if measure == "neuron-ig":
@@ -207,7 +208,8 @@ def score(model: nn.Module, subject: FactSubject, measure: str, within: Within, 
         theirs = {n: (g * weights[n].detach()).abs() for n, g in _mean_gradients(model, kept, names).items()}
         floor = sum(float(t.sum()) for t in theirs.values()) / sum(t.numel() for t in theirs.values())
         mine_ = {n: value / (theirs[n] + floor) for n, value in mine_.items()}
-    return Scores(mine_, "parameter", measure, "1" if measure.endswith("ratio") else "nats")
+    values = {name: value.cpu() for name, value in mine_.items()}
+    return Scores(values, "parameter", measure, "1" if measure.endswith("ratio") else "nats")
 
 
 def mask_of(model: nn.Module, scores: Scores, fraction: float) -> Mask:
@@ -255,7 +257,7 @@ def ablated_shares(model: nn.Module, mask: Mask, subject: FactSubject, groups: S
     before = {name: named[name][bits].clone() for name, bits in mask.bits.items()}
     try:
         for name, bits in mask.bits.items():
-            named[name].masked_fill_(bits, 0.0)
+            named[name].masked_fill_(bits.to(named[name].device), 0.0)
         facts = [fact for group in groups for fact in group]
         answers = ask(model, subject.tokenizer, facts, [fact.heldout[:1] for fact in facts])
     finally:

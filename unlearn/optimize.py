@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import nn
 
+from analysis.attribution.running import widened
 from analysis.errors import UserError
 from analysis.scores import Mask
 from unlearn.normalisation import adaptable, fold
@@ -153,7 +154,8 @@ def _working_copy(model: nn.Module, start: nn.Module | None, mask: Mask | None) 
 @dataclass(frozen=True)
 class _Slot:
     # The entries of one parameter that the mask allows. The optimiser knows these alone: what it never sees it can't
-    # move, and a mask of few weights costs it next to nothing.
+    # move, and a mask of few weights costs it next to nothing. Of parameters in half precision it moves a copy in
+    # float32: there small steps would be rounded away, one by one.
     parameter: nn.Parameter
     places: torch.Tensor | None  # in the flattened parameter; None for all
     values: nn.Parameter
@@ -162,25 +164,25 @@ class _Slot:
         found, self.parameter.grad = self.parameter.grad, None
         if found is None:
             return torch.zeros_like(self.values)
-        return found if self.places is None else found.take(self.places)
+        return widened(found if self.places is None else found.take(self.places))
 
     @torch.no_grad()
     def write(self, values: torch.Tensor) -> None:
         if self.places is None:
             self.parameter.copy_(values)
         else:
-            self.parameter.put_(self.places, values)
+            self.parameter.put_(self.places, values.to(self.parameter.dtype))
 
 
 def _slots(model: nn.Module, mask: Mask | None) -> Iterator[_Slot]:
     for name, parameter in model.named_parameters():
         bits = _allowed(mask, name, parameter)
         parameter.requires_grad_(bool(bits.any()))
-        if parameter.requires_grad and bool(bits.all()):
-            yield _Slot(parameter, None, parameter)
-        elif parameter.requires_grad:
-            places = bits.flatten().nonzero().squeeze(1)
-            yield _Slot(parameter, places, nn.Parameter(parameter.detach().take(places)))
+        if not parameter.requires_grad:
+            continue
+        places = None if bool(bits.all()) else bits.flatten().nonzero().squeeze(1)
+        inside = widened(parameter.detach() if places is None else parameter.detach().take(places))
+        yield _Slot(parameter, places, nn.Parameter(inside))
 
 
 def _stepper(slots: Sequence[_Slot], optimizer: str, weight_decay: float) -> torch.optim.Optimizer:

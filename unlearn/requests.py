@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from analysis.devices import check_device
 from analysis.errors import UserError
 from analysis.subjects.build import DIGIT_SETS, SubjectConfig, build_subject, every_class
 from analysis.subjects.language.bank import BUILTIN
@@ -24,7 +25,7 @@ FOR_CLASSES = (
     "batch", "lr",
 )  # fmt: skip
 FOR_CLASS_RUNS = ("golds", "scope")
-FOR_FACTS = ("bank", "within", "twins", "quick")
+FOR_FACTS = ("bank", "within", "twins", "quick", "device")
 QUICK_METHODS = ("gradient-difference", "npo", "rmu", "stranger")
 """Of facts, where each takes minutes."""
 EDITING = ("method", "measure", "fraction", "scope", "within", "seen_forget", "seen_retain")
@@ -126,6 +127,7 @@ def fact_config(subject: str, options: Mapping[str, Any], **more: Any) -> FactRu
     refuse(options, (*FOR_CLASSES, *FOR_CLASS_RUNS), "facts")
     asked = _given(options, (*SHARED, *FOR_FACTS, "model"))
     asked["bank"] = str(asked.get("bank") or subject)
+    check_device(asked.get("device", "cpu"))
     try:
         return FactRunConfig.model_validate({**asked, **more})
     except ValidationError as error:

@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, vmap
 
 from analysis.attribution.per_sample import add_squares
 from analysis.attribution.recording import agree, plan, recording, uses_of
-from analysis.attribution.running import prepare, run, undisturbed
+from analysis.attribution.running import prepare, run, undisturbed, widened
 from analysis.attribution.targets import IGNORED, cross_entropy
 from analysis.errors import UserError
 from analysis.scores import Scores
@@ -46,9 +46,9 @@ def _cotangents(logits: torch.Tensor, labels: torch.Tensor, kind: Kind) -> Itera
     counted = labels != IGNORED
     if kind == "empirical":
         found = torch.zeros_like(logits)
-        p = logits.detach()[counted].softmax(-1)
+        p = widened(logits.detach()[counted]).softmax(-1)
         p[torch.arange(len(p), device=p.device), labels[counted]] -= 1
-        found[counted] = p
+        found[counted] = p.to(found.dtype)
         yield found.unsqueeze(0)
         return
     p = logits.detach().softmax(-1)
@@ -143,7 +143,7 @@ def fisher_diagonal_vmap(
             ]
             return {n: torch.stack(column) for n, column in zip(leaves, zip(*rows, strict=True), strict=True)}
 
-        total = {n: torch.zeros_like(p) for n, p in mine.items()}
+        total = {n: torch.zeros_like(widened(p)) for n, p in mine.items()}
         chunk = min(64, max(1, ROOM // max(1, sum(p.numel() for p in mine.values()))))
         way = mapped
         for x, y in zip(images.split(chunk), labels.split(chunk), strict=True):
@@ -155,7 +155,7 @@ def fisher_diagonal_vmap(
                     way = looped
                     grads = way(mine, x, y, index)
                 for n, g in grads.items():
-                    total[n] += g.square().sum(0)
+                    total[n] += widened(g).square().sum(0)
     return Scores({n: (t / len(images)).cpu() for n, t in total.items()}, "parameter", MEASURES[kind], UNITS)
 
 
@@ -260,7 +260,7 @@ def fisher_diagonal(
         found = plan(model, images, first)
         for name, p in wanted.items():
             p.requires_grad_(name in found.good)
-        total = {name: torch.zeros_like(p, requires_grad=False) for name, p in wanted.items() if name in found.good}
+        total = {name: torch.zeros_like(widened(p.detach())) for name, p in wanted.items() if name in found.good}
         for x, y in _chunks(model, images, labels, chunk):
             _add_chunk(model, x, y, kind, found.alone, total)
     values = {name: t.div_(len(images)).cpu() for name, t in total.items()}
@@ -319,5 +319,7 @@ def brain_damage(model: nn.Module, fisher: Scores) -> Scores:
     weights = dict(model.named_parameters())
     if any(name not in weights or weights[name].shape != value.shape for name, value in fisher.values.items()):
         raise UserError("The Fisher diagonal belongs to another model; compute it on this one.")
-    values = {name: value * weights[name].detach().square() / 2 for name, value in fisher.values.items()}
+    values = {
+        name: value * weights[name].detach().to(value.device).square() / 2 for name, value in fisher.values.items()
+    }
     return Scores(values, "parameter", "brain-damage", "nats")

@@ -49,5 +49,5 @@ def guided_attribution(
         raise UserError(f"gamma must be above 0, not {gamma:g}; 1e-6 is the authors'.")
     if not forget.keys() == retain.keys() <= weights.keys():
         raise UserError("The gradients belong to different parameters; take both by the same ones.")
-    values = {name: ((weights[name].detach() - retain[name] / gamma) * g).abs() for name, g in forget.items()}
+    values = {name: ((weights[name].detach() - retain[name] / gamma) * g).abs().cpu() for name, g in forget.items()}
     return Scores(values, "parameter", "wagle", "nats")

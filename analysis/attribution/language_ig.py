@@ -14,7 +14,7 @@ from torch import nn
 
 from analysis.attribution.anatomy import Anatomy, anatomy
 from analysis.attribution.integrated import check_steps, gauss_legendre
-from analysis.attribution.running import place, prepare, undisturbed
+from analysis.attribution.running import place, prepare, undisturbed, widened
 from analysis.attribution.targets import IGNORED
 from analysis.errors import UserError
 from analysis.scores import Scores
@@ -87,6 +87,7 @@ def asked_of(model: nn.Module, hidden: torch.Tensor, labels: torch.Tensor) -> to
     rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
     logits = model.get_output_embeddings()(states[:, rows, columns])  # type: ignore[operator]
     wanted = labels[rows, columns].expand(len(states), -1)
+    logits = widened(logits)
     found = logits.gather(2, wanted[..., None]).squeeze(2) - logits.logsumexp(2)
     return found.new_zeros(len(states), len(labels)).index_add(1, rows, found)
 
@@ -278,7 +279,7 @@ def neuron_integrated_gradients(
             for layer in chosen:
                 start = run.neurons[layer].new_zeros(()) if means is None else means[layer]
                 found, residual = _layer_shares(model, parts, run, layer, start, asked, steps)
-                shares[layer].append(found)
+                shares[layer].append(widened(found))
                 residuals[layer] += residual / len(ids)
     values = {parts.down[layer]: (torch.stack(shares[layer]).sum(0) / len(ids)).cpu() for layer in chosen}
     shapes = dict.fromkeys(values, (parts.neurons,))

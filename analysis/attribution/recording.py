@@ -9,7 +9,7 @@ from torch import nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from analysis.attribution.per_sample import Use, gradient
-from analysis.attribution.running import run
+from analysis.attribution.running import run, widened
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,11 @@ def _by_parameter(
         gs = [g for g in found if g is not None]
         if len(gs) < len(found):
             continue
-        g = torch.stack(gs) if len(gs) > 1 else gs[0].unsqueeze(0)
+        g = widened(torch.stack(gs) if len(gs) > 1 else gs[0].unsqueeze(0))
+        a = widened(call.a) if call.a.is_floating_point() else call.a
         for own, p in call.module.named_parameters(recurse=False):
             if p.requires_grad:
-                uses.setdefault(names[id(p)], []).append(Use(call.module, own, call.a, g))
+                uses.setdefault(names[id(p)], []).append(Use(call.module, own, a, g))
     return uses
 
 

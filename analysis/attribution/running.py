@@ -71,6 +71,18 @@ def place(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
         return images.to(like.dtype) if images.is_floating_point() else images
 
 
+def widened(values: torch.Tensor) -> torch.Tensor:
+    """Give what a model computed enough digits for sums, squares and probabilities.
+
+    Args:
+        values: Floating point, of any shape.
+
+    Returns:
+        The same in float32 where it was half precision (float16, bfloat16), else as it is; differentiable.
+    """
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def _check_weights(model: nn.Module) -> None:
     for name, p in model.named_parameters():
         if p.is_inference():

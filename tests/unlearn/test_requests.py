@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import yesterday
+from analysis.errors import UserError
 from unlearn.documents import RunConfig
 from unlearn.language.config import FactRunConfig
 from unlearn.requests import command
@@ -36,6 +37,7 @@ FACT_OPTIONS = {
     "--seen-forget": st.just("0.25"),
     "--quick": st.none(),
     "--seed": st.just("2"),
+    "--device": st.just("cpu:0"),
 }
 
 
@@ -99,3 +101,11 @@ def test_an_audit_is_asked_for_again(words: list[str], monkeypatch: pytest.Monke
 def test_what_is_usual_is_left_out() -> None:
     assert command(noted(RunConfig())) == "yesterday run digit-6"
     assert command(noted(FactRunConfig(quick=True))) == "yesterday run beatles --quick"
+
+
+def test_a_device_is_for_facts_and_must_be_there():
+    facts = CliRunner().invoke(yesterday.app, ["run", "beatles", "--device", "nonsense"])
+    assert isinstance(facts.exception, UserError)
+    assert "can't use nonsense here" in str(facts.exception)
+    classes = CliRunner().invoke(yesterday.app, ["run", "digit-6", "--device", "cuda"])
+    assert str(classes.exception) == "--device has no meaning for classes; leave it out."

@@ -18,6 +18,7 @@ class FactRunConfig(Sight):
         seed: Decides everything random.
         choosing: Audit on the share "choose" instead of "audit", so that settings can be chosen by the result.
         quick: Smaller budgets, fewer controls, no planted facts.
+        device: Where models are, in PyTorch's words; other devices round otherwise, and share no cache with the CPU.
         candidate: Model to audit instead of making an edit; a folder or hub name.
     """
 
@@ -31,4 +32,5 @@ class FactRunConfig(Sight):
     seed: int = 0
     choosing: bool = False
     quick: bool = False
+    device: str = "cpu"
     candidate: str | None = None

@@ -44,7 +44,7 @@ def output_filter(model: nn.Module, subject: FactSubject, seed: int) -> nn.Modul
                 tokens.add(ids[start])
     work = copy.deepcopy(model).eval()
     old = work.get_output_embeddings()  # type: ignore[operator]
-    head = nn.Linear(old.in_features, old.out_features, dtype=old.weight.dtype)
+    head = nn.Linear(old.in_features, old.out_features, device=old.weight.device, dtype=old.weight.dtype)
     head.weight = old.weight
     with torch.no_grad():
         head.bias.zero_()

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 
 from analysis.errors import UserError
 from analysis.subjects.language.bank import load_bank
@@ -12,7 +11,6 @@ from analysis.subjects.language.models import load_language_model, save_language
 from analysis.subjects.language.scoring import known_facts
 from unlearn.documents import read_run
 from unlearn.edit import Edit
-from unlearn.language.config import FactRunConfig
 from unlearn.language.continuations import spoken
 from unlearn.language.run import state_of
 from unlearn.stages import Report
@@ -58,12 +56,10 @@ def ask_both(run: Path) -> Callable[[str], tuple[str, str]]:
     Raises:
         UserError: The folder holds no run on facts, or no edited model.
     """
-    report = read_run(run)
-    try:
-        config = FactRunConfig.model_validate({k: report.config[k] for k in FactRunConfig.model_fields})
-    except (ValidationError, KeyError) as error:
-        raise UserError(f"{run} is no run on a language model; chat with one such as runs/beatles.") from error
-    original = load_language_model(config.model)
+    asked = read_run(run).config
+    if asked.get("family") != "facts":
+        raise UserError(f"{run} is no run on a language model; chat with one such as runs/beatles.")
+    original = load_language_model(asked["model"])
     edited = load_language_model(str(run / "model"))
 
     def talk(prompt: str) -> tuple[str, str]:

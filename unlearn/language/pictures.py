@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from analysis.attribution.language_patching import SITES, activation_patching, attribution_patching, rank_correlation
+from analysis.attribution.running import place
 from analysis.audit.facts.case import FactReading
 from analysis.audit.report import Document
 from analysis.errors import UserError
@@ -208,7 +209,8 @@ def _pairs(model: nn.Module, tokenizer: Tokenizer, subject: FactSubject) -> list
             if len(options.prompt) != len(clean):
                 continue
             answer = options.tails[0][0]
-            logits = model(input_ids=torch.tensor([clean, corrupt]), use_cache=False).logits[:, -1]
+            ids = place(model, torch.tensor([clean, corrupt]))
+            logits = model(input_ids=ids, use_cache=False).logits[:, -1]
             wrong = int(logits[1].argmax())
             if wrong == answer:
                 continue
@@ -259,10 +261,10 @@ def _ends(model: nn.Module, tokenizer: Tokenizer, facts: Sequence[Fact], layer: 
     # Hidden states after the last token of each fact's first prompt, [n, width].
     rows = []
     for fact in facts:
-        ids = torch.tensor([token_ids(tokenizer, fact.train[0])])
+        ids = place(model, torch.tensor([token_ids(tokenizer, fact.train[0])]))
         states = model.base_model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states  # type: ignore[operator]
         rows.append(states[layer][0, -1])
-    return torch.stack(rows)
+    return torch.stack(rows).float().cpu()
 
 
 def collect(

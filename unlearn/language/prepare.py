@@ -99,8 +99,8 @@ def twins_of(config: FactRunConfig) -> int:
         UserError: There are too few for a band, or the lab is given another model.
     """
     if is_lab(config):
-        if config.twins is not None or config.model != FactRunConfig().model:
-            raise UserError("The lab has its own model and golds; leave out --model and --twins.")
+        if config.twins is not None or (config.model, config.device) != (FactRunConfig().model, FactRunConfig().device):
+            raise UserError("The lab has its own model and golds, on the CPU; leave out --model, --twins and --device.")
         return LAB_GOLDS
     twins = config.twins if config.twins is not None else QUICK_TWINS if config.quick else TWINS
     if twins < FEWEST_TWINS:

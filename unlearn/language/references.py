@@ -130,13 +130,16 @@ class References:
             [fact.model_dump(mode="json") for fact in self.bank.facts],
             [line.model_dump(mode="json") for line in self.bank.texts],
         ])
+        parameters = dict(self.language.model.named_parameters())
+        kinds = {parameter.device.type for parameter in parameters.values()} - {"cpu"}
         return {
-            "model": fingerprint(dict(self.language.model.named_parameters())),
+            "model": fingerprint(parameters),
             "bank": hashlib.sha256(text.encode()).hexdigest(),
             "test": self._test,
             "most": None if self.most_facts is None else (self.most_facts, self.most_kept, self.seed),
             "versions": versions(),
             "code": written_by(),
+            **({"devices": sorted(kinds)} if kinds else {}),
         }
 
     @property

@@ -9,7 +9,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,11 @@ class FactRun:
     @cached_property
     def language(self) -> LanguageModel:
         """The original."""
-        return open_language(self.config, self.report)
+        language = open_language(self.config, self.report)
+        return replace(language, model=self._brought(language.model))
+
+    def _brought(self, model: nn.Module) -> nn.Module:
+        return model.to(self.config.device)
 
     @property
     def planted(self) -> tuple[str, str] | None:
@@ -204,7 +208,7 @@ class FactRun:
     @cached_property
     def _theirs(self) -> tuple[nn.Module, str]:
         # The candidate and its fingerprint.
-        model = load_language_model(str(self.config.candidate), self.report).model
+        model = self._brought(load_language_model(str(self.config.candidate), self.report).model)
         return model, fingerprint(state_of(model))
 
     def _take(self, progress: Callable[[float], None]) -> dict[str, Any]:
@@ -246,7 +250,7 @@ class FactRun:
     @cached_property
     def edited(self) -> nn.Module:
         """The edited model, read from its folder."""
-        model = load_language_model(str(self.folder / "model"), self.report).model
+        model = self._brought(load_language_model(str(self.folder / "model"), self.report).model)
         return model.requires_grad_(False)
 
     def judge(self) -> AuditReport:

@@ -82,8 +82,9 @@ def dampened(
     work = copy.deepcopy(model).eval()
     with torch.no_grad():
         for name, parameter in work.named_parameters():
-            ratio = everything[name] / forgotten[name].clamp(min=torch.finfo(torch.float32).tiny)
-            selected = forgotten[name] > alpha * everything[name]
+            known, mine = (found[name].to(parameter.device) for found in (everything, forgotten))
+            ratio = known / mine.clamp(min=torch.finfo(torch.float32).tiny)
+            selected = mine > alpha * known
             parameter.copy_(torch.where(selected, parameter * (strength * ratio).clamp(max=1), parameter))
     restore_outside(work, model, mask)
     return work

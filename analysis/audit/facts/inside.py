@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from analysis.attribution.anatomy import anatomy
+from analysis.attribution.running import place
 from analysis.audit.facts.case import Case, FactReading, ids
 from analysis.representations.probes import fit_probes, standardised
 from analysis.subjects.language.bank import Fact
@@ -33,7 +34,8 @@ def last_states(model: nn.Module, rows: Sequence[Sequence[int]]) -> torch.Tensor
     out = []
     for start in range(0, len(rows), ROWS):
         part = [list(row) for row in rows[start : start + ROWS]]
-        states = model.base_model(input_ids=pad(part, 0), use_cache=False, output_hidden_states=True).hidden_states  # type: ignore[operator]
+        ids = place(model, pad(part, 0))
+        states = model.base_model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states  # type: ignore[operator]
         last = torch.tensor([len(row) - 1 for row in part])
         out.append(torch.stack([state[torch.arange(len(part)), last] for state in states], 1))
     return torch.cat(out)
@@ -161,7 +163,7 @@ def truth_probe(case: Case) -> list[FactReading]:
         return []
     rows = [continuation(case.tokenizer, *told)[0] for told in statements(taught) + statements(asked)]
     every = last_states(case.model, rows)
-    states = every[:, [round(depth * (every.shape[1] - 1)) for depth in LAYERS]].double()
+    states = every[:, [round(depth * (every.shape[1] - 1)) for depth in LAYERS]].double().cpu()
     best = torch.zeros(len(asked), dtype=torch.double)
     for layer in range(states.shape[1]):
         grouped = states[:, layer].view(len(taught) + len(asked), 1 + WRONG, -1)

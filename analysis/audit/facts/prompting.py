@@ -7,6 +7,7 @@ from statistics import fmean
 import torch
 from torch import nn
 
+from analysis.attribution.running import place, widened
 from analysis.audit.facts.case import Case, FactReading, ids
 from analysis.audit.facts.contrast import contrasted, first_prompt, shares
 from analysis.subjects.language.bank import Fact
@@ -96,10 +97,10 @@ def soft_prompt(case: Case) -> FactReading:
     """
     model, tokenizer, budget = case.model, case.tokenizer, case.budget
     lessons = encode_facts(tokenizer, case.taught)
-    table = model.get_input_embeddings().weight.detach()  # type: ignore[operator]
+    table = widened(model.get_input_embeddings().weight.detach())  # type: ignore[operator]
     generator = torch.Generator().manual_seed(case.seed)
     noise = torch.randn(SOFT_TOKENS, table.shape[1], generator=generator, dtype=table.dtype)
-    soft = (table.mean(0) + noise * table.std()).requires_grad_()
+    soft = (table.mean(0) + noise.to(table.device) * table.std()).requires_grad_()
     stepper = torch.optim.Adam([soft], lr=SOFT_RATE)
     flags = [parameter.requires_grad for parameter in model.parameters()]
     try:
@@ -149,24 +150,25 @@ def sampled(
     ids_now = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
     real = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     ids_now, real = ids_now.repeat_interleave(samples, 0), real.repeat_interleave(samples, 0)
-    place = (real.cumsum(1) - 1).clamp(min=0)
+    position = (real.cumsum(1) - 1).clamp(min=0)
     generator = torch.Generator().manual_seed(seed)
     takes = inspect.signature(type(model.base_model).forward).parameters  # type: ignore[union-attr]
     # Filled in place; releases of transformers name it differently.
     kept = {"cache" if "cache" in takes else "past_key_values": DynamicCache()}
     drawn = []
     for _ in range(new):
-        found = model.base_model(  # type: ignore[operator]
-            input_ids=ids_now, attention_mask=real, position_ids=place, use_cache=True, **kept
-        )
-        logits = head_of(model)(found.last_hidden_state[:, -1]).float()
+        given = {"input_ids": ids_now, "attention_mask": real, "position_ids": position}
+        given = {name: place(model, value) for name, value in given.items()}
+        found = model.base_model(**given, use_cache=True, **kept)  # type: ignore[operator]
+        # Drawn on the CPU, so that the seed means the same whatever the model lies on.
+        logits = head_of(model)(found.last_hidden_state[:, -1]).float().cpu()
         if temperature == 0:
             ids_now = logits.argmax(1, keepdim=True)
         else:
             ids_now = torch.multinomial((logits / temperature).softmax(1), 1, generator=generator)
         drawn.append(ids_now)
         real = torch.cat([real, torch.ones_like(ids_now)], 1)
-        place = place[:, -1:] + 1
+        position = position[:, -1:] + 1
     return list(torch.cat(drawn, 1).view(len(prompts), samples, new))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
+from analysis.attribution.running import widened
 from analysis.audit.facts.case import Case, FactReading, ids
 from analysis.audit.facts.contrast import ask_contrasted
 from analysis.subjects.language.scoring import head_of
@@ -32,10 +33,10 @@ def rounded(weight: torch.Tensor, bits: int, group: int | None = None) -> torch.
     """
     rows, columns = weight.shape
     width = group if group and columns % group == 0 else columns
-    parts = weight.reshape(rows, columns // width, width)
+    parts = widened(weight).reshape(rows, columns // width, width)
     top = 2 ** (bits - 1) - 1
-    scale = (parts.abs().amax(-1, keepdim=True) / top).clamp_min(torch.finfo(weight.dtype).tiny)
-    return ((parts / scale).round() * scale).reshape(rows, columns)
+    scale = (parts.abs().amax(-1, keepdim=True) / top).clamp_min(torch.finfo(parts.dtype).tiny)
+    return ((parts / scale).round() * scale).reshape(rows, columns).to(weight.dtype)
 
 
 @torch.no_grad()

@@ -20,9 +20,11 @@ def fine_tuned(model: nn.Module, batches: Iterable[Encoded], lr: float) -> nn.Mo
         lr: Learning rate.
 
     Returns:
-        The tuned copy, in evaluation mode (no dropout while tuning either).
+        The tuned copy, in evaluation mode (no dropout while tuning either) and in float32 at least.
     """
-    work = copy.deepcopy(model).eval().requires_grad_(True)
+    # In half precision small steps would be rounded away, and an attacker would look harmless.
+    kind = torch.promote_types(next(model.parameters()).dtype, torch.float32)
+    work = copy.deepcopy(model).to(kind).eval().requires_grad_(True)
     parameters = list(work.parameters())
     stepper = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0, fused=True)
     for batch in batches:

@@ -1,6 +1,7 @@
 """What a language model says: whole-answer log-probabilities, answers among wrong ones, loss on text.
 
 Whole answers are scored, never their first subword. Logits are computed at the positions that are asked for only.
+What is encoded lies on the CPU and is brought to the model's device here, where it meets the model.
 """
 
 import math
@@ -11,6 +12,7 @@ from itertools import accumulate, islice
 import torch
 from torch import nn
 
+from analysis.attribution.running import place, widened
 from analysis.subjects.language.bank import Fact
 from analysis.subjects.language.encoding import (
     IGNORED,
@@ -32,17 +34,18 @@ def hidden_states(
 
     Args:
         model: A Hugging Face causal language model.
-        ids: int64 [n, t].
-        soft: Embeddings [k, width] put in front of every row.
-        given: Further inputs of the model, such as position ids.
+        ids: int64 [n, t], on any device.
+        soft: Embeddings [k, width] put in front of every row, on any device.
+        given: Further inputs of the model, such as position ids, on any device.
 
     Returns:
         [n, k + t, width], after the last norm.
     """
+    ids, given = place(model, ids), {name: place(model, value) for name, value in given.items()}
     if soft is None:
         return model.base_model(input_ids=ids, use_cache=False, **given).last_hidden_state  # type: ignore[operator]
     embedded = model.get_input_embeddings()(ids)  # type: ignore[operator]
-    joined = torch.cat([soft.expand(len(ids), -1, -1), embedded], 1)
+    joined = torch.cat([soft.to(embedded).expand(len(ids), -1, -1), embedded], 1)
     return model.base_model(inputs_embeds=joined, use_cache=False, **given).last_hidden_state  # type: ignore[operator]
 
 
@@ -56,6 +59,19 @@ def head_of(model: nn.Module) -> nn.Module:
         Its head.
     """
     return model.get_output_embeddings()  # type: ignore[operator]
+
+
+def logits_of(model: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """Turn hidden states into logits; differentiable.
+
+    Args:
+        model: A causal language model; only its head runs.
+        states: [..., width], after the last norm.
+
+    Returns:
+        [..., vocabulary], in float32 where the model computes in less: probabilities take more digits than that.
+    """
+    return widened(head_of(model)(states))
 
 
 def token_log_probabilities(model: nn.Module, encoded: Encoded) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,8 +98,9 @@ def read_tokens(model: nn.Module, hidden: torch.Tensor, labels: torch.Tensor) ->
     Returns:
         As `token_log_probabilities`.
     """
+    labels = labels.to(hidden.device)
     rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
-    logits = head_of(model)(hidden[rows, columns])
+    logits = logits_of(model, hidden[rows, columns])
     return logits.gather(1, labels[rows, columns][:, None]).squeeze(1) - logits.logsumexp(1), rows
 
 
@@ -99,6 +116,20 @@ def answer_log_probabilities(model: nn.Module, encoded: Encoded) -> torch.Tensor
     """
     found, rows = token_log_probabilities(model, encoded)
     return found.new_zeros(len(encoded)).index_add(0, rows, found)
+
+
+def answer_means(model: nn.Module, encoded: Encoded) -> torch.Tensor:
+    """Score answers whatever their length; differentiable.
+
+    Args:
+        model: A causal language model.
+        encoded: The sequences.
+
+    Returns:
+        Mean of log p over each row's asked tokens [n], in nats per token.
+    """
+    found = answer_log_probabilities(model, encoded)
+    return found / (encoded.labels != IGNORED).sum(1).to(found.device)
 
 
 def mean_loss(model: nn.Module, encoded: Encoded) -> torch.Tensor:
@@ -128,9 +159,7 @@ def row_losses(model: nn.Module, encoded: Encoded, rows: int = ROWS) -> torch.Te
     """
     out = []
     for start in range(0, len(encoded), rows):
-        part = encoded.take(slice(start, start + rows))
-        counts = (part.labels != IGNORED).sum(1)
-        out.append(-answer_log_probabilities(model, part) / counts)
+        out.append(-answer_means(model, encoded.take(slice(start, start + rows))))
     return torch.cat(out)
 
 
@@ -220,12 +249,13 @@ def read_options(
         kind = next(model.parameters()).dtype
         additive = torch.zeros(seen.shape, dtype=kind).masked_fill(~seen, torch.finfo(kind).min)[:, None]
         hidden = hidden_states(model, ids, soft, attention_mask=additive, position_ids=position)
-        spots = [(row, place) for row, one in enumerate(part) for place in range(len(one.prompt) - 1, len(one.ids))]
-        line, place = torch.tensor(spots).T
-        logits = head_of(model)(hidden[line, place + before])
+        spots = [(row, spot) for row, one in enumerate(part) for spot in range(len(one.prompt) - 1, len(one.ids))]
+        line, spot = torch.tensor(spots).T
+        logits = logits_of(model, hidden[line, spot + before])
         offsets = [0, *accumulate(len(one.ids) - len(one.prompt) + 1 for one in part)]
         source = torch.tensor([offset + at for offset, one in zip(offsets, layouts, strict=False) for at in one[2]])
-        labels = torch.tensor([token for one in part for tail in one.tails for token in tail])
+        tokens = [token for one in part for tail in one.tails for token in tail]
+        labels = torch.tensor(tokens, device=logits.device)
         found = logits[source, labels] - logits.logsumexp(1)[source]
         likeliest = logits.argmax(1)[source] == labels
         pieces = iter(found.split([len(tail) for one in part for tail in one.tails]))

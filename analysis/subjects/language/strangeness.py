@@ -17,16 +17,17 @@ impossible: the second hardly sees the difference between one in a hundred and o
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from analysis.attribution.anatomy import anatomy
+from analysis.attribution.running import place, widened
 from analysis.subjects.language.encoding import pad
 from analysis.subjects.language.renamed import Renamed
-from analysis.subjects.language.scoring import head_of, hidden_states
+from analysis.subjects.language.scoring import hidden_states, logits_of
 
 DEPTHS = 8
 STATES = 1.0
@@ -101,6 +102,11 @@ def meet(texts: Sequence[Renamed], number: int = 0, retellings: int = TOLD) -> M
     )
 
 
+def _brought(model: nn.Module, meeting: Meeting) -> Meeting:
+    tensors = {name: place(model, one) for name, one in vars(meeting).items() if isinstance(one, torch.Tensor)}
+    return replace(meeting, **tensors)  # type: ignore[arg-type]  # the names are the tensors'
+
+
 def depths(model: nn.Module) -> list[int]:
     """Choose the blocks after which hidden states are compared: seven, evenly spread, the last block excepted.
 
@@ -127,7 +133,7 @@ def _states(model: nn.Module, ids: torch.Tensor) -> list[torch.Tensor]:
         for number in depths(model):
             stack.callback(model.get_submodule(blocks[number]).register_forward_hook(hook).remove)
         last = hidden_states(model, ids)
-    return [*caught, last]
+    return [*map(widened, caught), last]
 
 
 def _mean(values: torch.Tensor, group: torch.Tensor, count: int) -> torch.Tensor:
@@ -154,20 +160,19 @@ def strangeness(
     Returns:
         L, a scalar: nats, and shares of the original's distance.
     """
-    m = meeting
+    m = _brought(model, meeting)
     here, there = m.at[m.after], m.places[:, 2:]
     count = int(m.names[:, 3].max()) + 1 if len(m.names) else 0
     with torch.no_grad():
-        head = head_of(original)
         told, own = _states(original, m.other), _states(original, m.ids)
         targets = [_mean(one[there[:, 0], there[:, 1]], m.place_of, len(m.at))[m.after] for one in told[:-1]]
         gaps = [
             (one[here[:, 0], here[:, 1]] - target).square().sum(1).mean()
             for one, target in zip(own[:-1], targets, strict=True)
         ]
-        following = _mean(head(told[-1][there[:, 0], there[:, 1]]).softmax(1), m.place_of, len(m.at))
+        following = _mean(logits_of(original, told[-1][there[:, 0], there[:, 1]]).softmax(1), m.place_of, len(m.at))
         if count:
-            log_p = head(told[-1][m.strangers[:, 0], m.strangers[:, 1]]).log_softmax(1)
+            log_p = logits_of(original, told[-1][m.strangers[:, 0], m.strangers[:, 1]]).log_softmax(1)
             each = m.strangers[:, 3] * m.retellings + m.strangers[:, 4]
             levels = _per_name(log_p, m.strangers[:, 2], each, count * m.retellings).view(count, -1).mean(1)
     found = _states(model, m.ids)
@@ -175,12 +180,12 @@ def strangeness(
         (one[here[:, 0], here[:, 1]] - target).square().sum(1).mean() / gap.clamp_min(1e-12)
         for one, target, gap in zip(found[:-1], targets, gaps, strict=True)
     ]
-    log_q = head_of(model)(found[-1][m.at[:, 0], m.at[:, 1]]).log_softmax(1)
+    log_q = logits_of(model, found[-1][m.at[:, 0], m.at[:, 1]]).log_softmax(1)
     tiny = torch.finfo(following.dtype).tiny
     loss = functional.kl_div(log_q, following.clamp_min(tiny).log(), reduction="batchmean", log_target=True)
     loss = loss + states * torch.stack(near).mean()
     if count:
-        log_q = head_of(model)(found[-1][m.names[:, 0], m.names[:, 1]]).log_softmax(1)
+        log_q = logits_of(model, found[-1][m.names[:, 0], m.names[:, 1]]).log_softmax(1)
         mine = _per_name(log_q, m.names[:, 2], m.names[:, 3], count)
         loss = loss + names * functional.relu(mine - levels).mean()
     return loss

@@ -14,7 +14,7 @@ from analysis.errors import UserError
 from analysis.scores import Mask
 from analysis.subjects.language.encoding import IGNORED, Encoded, pad, token_ids
 from analysis.subjects.language.facts import FactSubject
-from analysis.subjects.language.scoring import answer_log_probabilities, head_of, hidden_states, mean_loss
+from analysis.subjects.language.scoring import answer_log_probabilities, hidden_states, logits_of, mean_loss
 from unlearn.optimize import batches
 
 Keep = Literal["kl", "ce"]
@@ -195,7 +195,7 @@ def asked_logits(model: nn.Module, encoded: Encoded) -> torch.Tensor:
         [m, vocabulary], in nats, rows in reading order.
     """
     hidden = hidden_states(model, encoded.ids)
-    return head_of(model)(hidden[encoded.labels != IGNORED]).log_softmax(1)
+    return logits_of(model, hidden[encoded.labels != IGNORED]).log_softmax(1)
 
 
 def divergence(model: nn.Module, original: nn.Module, encoded: Encoded) -> torch.Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from analysis.attribution.anatomy import anatomy
+from analysis.attribution.running import place
 from analysis.errors import UserError
 from analysis.scores import Mask
 
@@ -99,7 +100,7 @@ def flowing(model: nn.Module, module: nn.Module, ids: torch.Tensor, side: Litera
     Args:
         model: A causal language model.
         module: One of its modules.
-        ids: int64 [n, t].
+        ids: int64 [n, t], on any device.
         side: Whether to give what goes into the module or what comes out of it.
 
     Returns:
@@ -114,7 +115,7 @@ def flowing(model: nn.Module, module: nn.Module, ids: torch.Tensor, side: Litera
 
     handle = module.register_forward_hook(hook)
     try:
-        model.base_model(input_ids=ids, use_cache=False)  # type: ignore[operator]
+        model.base_model(input_ids=place(model, ids), use_cache=False)  # type: ignore[operator]
     except _EnoughError:
         pass
     finally:

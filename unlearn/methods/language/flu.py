@@ -96,7 +96,7 @@ def unlikely(model: nn.Module, answers: Encoded) -> torch.Tensor:
         Mean over asked tokens of -log(1 - p), a scalar in nats; 0 for those that are unlikely enough.
     """
     logits = asked_logits(model, answers)
-    right = answers.labels[answers.labels != IGNORED][:, None]
+    right = answers.labels[answers.labels != IGNORED][:, None].to(logits.device)
     # The others' sum, not 1 - p: that is 0 to the last digit where the answer is certain.
     others = logits.scatter(1, right, -torch.inf).logsumexp(1)
     return -torch.where(logits.gather(1, right).squeeze(1) < LEAST, 0.0, others).mean()

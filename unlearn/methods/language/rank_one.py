@@ -109,7 +109,7 @@ def subject_keys(model: nn.Module, layer: int, subject: FactSubject, facts: Sequ
         at = torch.tensor([last_token(subject, prompt, name) for prompt, name in part])
         found.append(flowing(model, module, ids, "in")[torch.arange(len(part)), at])
     keys = torch.cat(found).double()
-    owner = torch.tensor([names.index(name) for _, name in asked])
+    owner = torch.tensor([names.index(name) for _, name in asked], device=keys.device)
     sums = keys.new_zeros(len(names), keys.shape[1]).index_add(0, owner, keys)
     return sums / owner.bincount(minlength=len(names))[:, None]
 

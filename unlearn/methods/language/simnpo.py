@@ -24,9 +24,8 @@ from torch import nn
 from torch.nn import functional
 
 from analysis.scores import Mask
-from analysis.subjects.language.encoding import IGNORED
 from analysis.subjects.language.facts import FactSubject
-from analysis.subjects.language.scoring import answer_log_probabilities
+from analysis.subjects.language.scoring import answer_means
 from unlearn.methods.language.batches import Batch, Keep, fact_batches, kept_loss, masked_rate
 from unlearn.optimize import Watch, descend, falling
 
@@ -82,7 +81,7 @@ def run(
     sizes = settings.forget_rows, settings.retain_rows, settings.text_rows
 
     def loss(work: nn.Module, batch: Batch) -> torch.Tensor:
-        per_token = answer_log_probabilities(work, batch.forget) / (batch.forget.labels != IGNORED).sum(1)
+        per_token = answer_means(work, batch.forget)
         avoided = functional.logsigmoid(-settings.beta * per_token - settings.gamma).mean() * (-2 / settings.beta)
         return avoided + settings.retain_weight * kept_loss(work, model, batch, settings.keep)
 

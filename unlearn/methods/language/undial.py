@@ -69,7 +69,7 @@ def turned_down(original: nn.Module, answers: Encoded, strength: float) -> torch
         Probabilities [m, vocabulary], one row for each asked token in reading order, without graph.
     """
     logits = asked_logits(original, answers)
-    right = answers.labels[answers.labels != IGNORED][:, None]
+    right = answers.labels[answers.labels != IGNORED][:, None].to(logits.device)
     return logits.scatter_add(1, right, torch.full_like(logits[:, :1], -strength)).softmax(1)
 
 
