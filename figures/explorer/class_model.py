@@ -24,7 +24,7 @@ from unlearn.edit import Edit
 from unlearn.run import Run
 
 STRENGTHS = 21
-STEPS = 32
+STEPS = 64
 MOST_WATCHED = 500
 BATCH = 500
 

@@ -1,12 +1,13 @@
 """The tables: for the terminal, as JSON with the machine beside them, and between two markers of Markdown pages."""
 
+import contextlib
 import json
 import os
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,12 @@ def machine() -> dict[str, Any]:
     """Describe what the numbers were measured on.
 
     Returns:
-        Processor, cores, threads and the versions of the libraries.
+        Processor, cores, threads and the versions of the libraries that are there.
     """
+    versions = {}
+    for peer in PEERS:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[peer] = version(peer)
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -34,7 +39,7 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": {peer: version(peer) for peer in PEERS},
+        "versions": versions,
     }
 
 

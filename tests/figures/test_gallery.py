@@ -122,7 +122,7 @@ def test_brackets_do_not_end_the_alternative_text(small: Path) -> None:
 def test_what_is_wrong_is_said_in_one_sentence(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (small / "run" / "comparison.json").unlink()
     assert main([str(small)]) == 2
-    assert re.fullmatch(r"[^\n]+ has no [^\n]+\n", capsys.readouterr().err)
+    assert re.fullmatch(r"There is no run and no comparison in [^\n]+\n", capsys.readouterr().err)
     (small / PARTS).write_text("{}")
     with pytest.raises(UserError, match=r"gallery\.json is no list"):
         build(small)
