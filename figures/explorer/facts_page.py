@@ -80,7 +80,9 @@ def strengths_panels(pair: Pair, asked: Question, curve: list[float], strength: 
     yield strength_html(asked, STRENGTHS, curve, strength, probability, said)
 
 
-def neuron_panels(located: Located, name: str | None, asked: Question | None) -> Iterator[tuple[str, str]]:
+def neuron_panels(
+    located: Located, name: str | None, asked: Question | None
+) -> Iterator[tuple[str, str] | dict[str, Any]]:
     """Look at a neuron.
 
     Args:
@@ -90,9 +92,11 @@ def neuron_panels(located: Located, name: str | None, asked: Question | None) ->
 
     Yields:
         HTML of what it does and of what hangs on it: at once without the latter, which takes longer, then with it.
+        No change where none is chosen: requests may overtake one another, and one from before the first choice would
+        wipe what was chosen.
     """
     if name is None:
-        yield CHOOSE if located.neurons else "", ""
+        yield gr.skip()
         return
     one = located.named(name)
     seen = fired_html(one, located.fired(one), located.prompts) + promoted_html(*located.promoted(one))
@@ -197,7 +201,7 @@ def facts_page(folder: Path) -> None:
         if now is not None and found is not None:
             yield from strengths_panels(pair, now, found, at)
 
-    def look(name: str | None, now: Question | None) -> Iterator[tuple[str, str]]:
+    def look(name: str | None, now: Question | None) -> Iterator[tuple[str, str] | dict[str, Any]]:
         yield from neuron_panels(located, name, now)
 
     def take(number: int | None) -> tuple[str, str]:

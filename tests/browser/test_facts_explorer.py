@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from facts_explored import explored
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 from small_models import small_llama
 from torch import nn
 
@@ -127,6 +127,35 @@ def test_a_neuron_shows_where_it_fires_what_it_pushes_and_what_hangs_on_it(opene
     expect(rows).to_have_count(4)
     expect(rows.first).to_contain_text("this prompt")
     expect(opened.locator("#facts-ablation thead")).to_contain_text("without all 4")
+
+
+def test_a_late_request_from_before_the_choice_wipes_nothing(page: Page, address: str) -> None:
+    page.set_default_timeout(WAIT)
+    expect.set_options(timeout=WAIT)
+    held: list[Route] = []
+
+    def hold_first(route: Route) -> None:
+        # Neuron and question: the last step of the first answer, with no neuron chosen yet.
+        if not held and (route.request.post_data_json or {}).get("data") == [None, None]:
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/queue/join*", hold_first)
+    page.goto(address)
+    expect(page.locator("#facts-faded .toks b")).to_be_visible()
+    while not held:
+        page.wait_for_timeout(50)
+    page.locator("#facts-neurons label").first.click()
+    rows = page.locator("#facts-ablation tbody tr")
+    expect(rows).to_have_count(4)
+    held[0].continue_()
+    # Answered after it, and elsewhere on the page.
+    page.locator("#facts-strength input[type=range]").press("Home")
+    expect(page.locator("#facts-faded .card")).to_contain_text("at strength 0.00")
+    expect(page.locator("#facts-faded .toks b")).not_to_have_text("…")
+    expect(page.locator("#facts-neuron .fired li")).to_have_count(6)
+    expect(rows).to_have_count(4)
 
 
 def test_a_prompt_of_the_bank_is_asked_when_it_is_chosen(opened: Page) -> None:
