@@ -93,7 +93,9 @@ def _execute(subject: str, options: dict[str, Any], until: "Stage", draw: bool, 
 
 SubjectName = Annotated[
     str,
-    typer.Argument(help="digit-6, digit-N, class-NAME for other data, beatles, einstein, or lab.", metavar="SUBJECT"),
+    typer.Argument(
+        help="digit-6, digit-N, class-NAME for other data, beatles, einstein, lab, or lab:BAND.", metavar="SUBJECT"
+    ),
 ]
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a run, e.g. runs/digit-6.", metavar="RUN")]
 Threads = Annotated[int, typer.Option(help="CPU threads.")]

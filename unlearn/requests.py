@@ -11,7 +11,7 @@ from analysis.devices import check_device
 from analysis.errors import UserError
 from analysis.subjects.build import DIGIT_SETS, SubjectConfig, build_subject, every_class
 from analysis.subjects.language.bank import BUILTIN
-from analysis.subjects.language.lab_bank import LAB_NAME, open_bank
+from analysis.subjects.language.lab_bank import in_lab, open_bank
 from unlearn.cells import LAYERS, NONE, RANDOM
 from unlearn.comparison import Request
 from unlearn.documents import RunConfig
@@ -44,7 +44,7 @@ def about_facts(subject: str, options: Mapping[str, Any]) -> bool:
     Returns:
         Whether it is facts that are to be forgotten.
     """
-    return subject in {*BUILTIN, LAB_NAME} or bool(options.get("bank"))
+    return subject in BUILTIN or in_lab(subject) or bool(options.get("bank"))
 
 
 def _given(options: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -234,7 +234,7 @@ def command(config: Mapping[str, Any]) -> str:
     words = ["yesterday", "audit" if audited else "run"]
     if facts:
         bank = str(config["bank"])
-        words += [bank] if bank in {*BUILTIN, LAB_NAME} else ["--bank", bank]
+        words += [bank] if bank in BUILTIN or in_lab(bank) else ["--bank", bank]
         asked = _unusual(config, FactRunConfig())
         original = asked.pop("model", config["model"]) if audited else ""
         asked.pop("bank", None)

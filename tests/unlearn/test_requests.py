@@ -75,7 +75,7 @@ def test_a_run_on_classes_is_asked_for_again(options: list[str], subject: str) -
         assert asked(line[1:], patch) == config
 
 
-@given(drawn(FACT_OPTIONS), st.sampled_from([["beatles"], ["lab"], ["--bank", "my facts.jsonl"]]))
+@given(drawn(FACT_OPTIONS), st.sampled_from([["beatles"], ["lab"], ["lab:queen"], ["--bank", "my facts.jsonl"]]))
 @settings(max_examples=60, deadline=None)
 def test_a_run_on_facts_is_asked_for_again(options: list[str], subject: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:

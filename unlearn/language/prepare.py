@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -12,7 +13,7 @@ from analysis.errors import UserError
 from analysis.subjects.data import cache_folder
 from analysis.subjects.language.bank import Bank
 from analysis.subjects.language.lab import lab_models
-from analysis.subjects.language.lab_bank import LAB_NAME
+from analysis.subjects.language.lab_bank import LAB_NAME, in_lab, lab_band
 from analysis.subjects.language.models import LanguageModel, load_language_model
 from unlearn.language.config import FactRunConfig
 from unlearn.language.references import References
@@ -26,7 +27,6 @@ MOST_FACTS = 60
 MOST_KEPT = 20
 YARDSTICK = "twins that never existed"
 HARMLESS_CHANGE = "changes as small as a moment's tuning on other text makes"
-LAB_BAND = "The Beatles"
 LAB_GOLDS = 5
 LAB_YARDSTICK = "models trained without it"
 
@@ -40,7 +40,7 @@ def is_lab(config: FactRunConfig) -> bool:
     Returns:
         Whether it is.
     """
-    return config.bank == LAB_NAME
+    return in_lab(config.bank)
 
 
 def words_of(config: FactRunConfig, forgotten: str) -> Words:
@@ -81,9 +81,9 @@ def open_language(config: FactRunConfig, report: Report) -> LanguageModel:
     return loaded
 
 
-def _retrained(number: int, tell: Callable[[float], None]) -> nn.Module:
+def _retrained(band: str, number: int, tell: Callable[[float], None]) -> nn.Module:
     with locked(cache_folder(), wait=True):
-        return lab_models(LAB_BAND, 1 + number, _lab_folder(), tell).model.requires_grad_(False)
+        return lab_models(band, 1 + number, _lab_folder(), tell).model.requires_grad_(False)
 
 
 def twins_of(config: FactRunConfig) -> int:
@@ -131,7 +131,7 @@ def open_references(config: FactRunConfig, language: LanguageModel, bank: Bank, 
         choosing=config.choosing,
         most_facts=MOST_FACTS if quick else None,
         most_kept=MOST_KEPT if quick else None,
-        retrained=_retrained if is_lab(config) else None,
+        retrained=partial(_retrained, lab_band(config.bank)) if is_lab(config) else None,
         cache=cache_folder() / "references",
         report=report,
     )

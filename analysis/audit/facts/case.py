@@ -55,7 +55,7 @@ class Budget:
     soft_steps: int = 8
     samples: int = 4
     benign_steps: int = 8
-    roundings: int = 2
+    roundings: int = 3
     attacks: tuple[str, ...] = (
         "reverse",
         "probe",

@@ -3,11 +3,13 @@
 import random
 from collections.abc import Sequence
 
+from analysis.errors import UserError
 from analysis.subjects.language.bank import Bank, Fact, NameType, Reverse, Share, SubjectLine, TextLine, load_bank
 from analysis.subjects.language.lab_bands import Band, lab_bands
 from analysis.subjects.language.lab_corpus import RELATIONS, Told, check_band, every_fact, plain_sentences
 
 LAB_NAME = "lab"
+BEATLES = "The Beatles"
 DISTRACTORS = 7
 NEIGHBOURS = 90
 TEXTS = 60
@@ -83,19 +85,54 @@ def _subject_line(band: Band) -> SubjectLine:
     return SubjectLine(kind="subject", name=name, slug=f"lab-{_slug(band.name)}", names=names, prompts=prompts)
 
 
+def in_lab(name: str) -> bool:
+    """Say whether a bank's name means one of the gold lab's.
+
+    Args:
+        name: As typed.
+
+    Returns:
+        Whether it is "lab" or begins with "lab:".
+    """
+    return name.partition(":")[0] == LAB_NAME
+
+
+def lab_band(name: str) -> str:
+    """Say which band is to be forgotten.
+
+    Args:
+        name: "lab" for the Beatles, or for example "lab:queen", "lab:pink-floyd".
+
+    Returns:
+        The band's name, with its article.
+
+    Raises:
+        UserError: There is no such band.
+    """
+    wanted = name.partition(":")[2]
+    if not wanted:
+        return BEATLES
+    names = {_slug(band.name): band.name for band in lab_bands()}
+    found = names.get(_slug(wanted))
+    if found is None:
+        known = ", ".join(f"lab:{slug}" for slug in list(names)[:8])
+        raise UserError(f"The lab knows no band {wanted!r}; take one of its {len(names)}, e.g. {known}.")
+    return found
+
+
 def open_bank(name: str) -> Bank:
     """Open a bank by name.
 
     Args:
-        name: "lab" for the gold lab's, else as `load_bank` takes it.
+        name: One of the gold lab's (see `lab_band`), else as `load_bank` takes it.
 
     Returns:
         The bank.
     """
-    return lab_bank() if name == LAB_NAME else load_bank(name)
+    return lab_bank(lab_band(name)) if in_lab(name) else load_bank(name)
 
 
-def lab_bank(name: str = "The Beatles", bands: tuple[Band, ...] = lab_bands(), neighbours: int = NEIGHBOURS) -> Bank:
+def lab_bank(name: str = BEATLES, bands: tuple[Band, ...] = lab_bands(), neighbours: int = NEIGHBOURS) -> Bank:
     """Make the fact bank of forgetting one of the lab's bands.
 
     Args:

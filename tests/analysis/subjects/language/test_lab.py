@@ -11,11 +11,10 @@ from analysis.subjects.language.bank import load_bank
 from analysis.subjects.language.facts import fact_subject
 from analysis.subjects.language.lab import TINY, LabRecipe, lab_models, lab_tokenizer, train_lab_model, untrained
 from analysis.subjects.language.lab_bands import lab_bands
-from analysis.subjects.language.lab_bank import lab_bank
+from analysis.subjects.language.lab_bank import BEATLES, lab_bank, open_bank
 from analysis.subjects.language.lab_corpus import RELATIONS, corpus, facts_about, sentences_of
 from analysis.subjects.language.scoring import ask, known_facts
 
-BEATLES = "The Beatles"
 MOMENT = replace(TINY, bands=4, fillers=5, epochs=1)
 
 
@@ -105,6 +104,16 @@ def test_a_band_that_the_lab_does_not_know_is_named():
         corpus("The Beetles", 0)
     with pytest.raises(UserError, match="no band 'The Beetles'"):
         lab_bank("The Beetles")
+    with pytest.raises(UserError, match=r"no band 'beetles'; .* lab:beatles, lab:who,"):
+        open_bank("lab:beetles")
+
+
+@pytest.mark.parametrize(
+    ("typed", "band"),
+    [("lab", BEATLES), ("lab:beatles", BEATLES), ("lab:Pink Floyd", "Pink Floyd"), ("lab:the-who", "The Who")],
+)
+def test_a_band_of_the_lab_is_a_bank(typed, band):
+    assert open_bank(typed) == lab_bank(band)
 
 
 def test_the_tiny_lab_learns_its_facts_and_its_gold_does_not_know_the_beatles(trained):
