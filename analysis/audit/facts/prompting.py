@@ -149,19 +149,23 @@ def sampled(
     longest = max(map(len, prompts))
     ids_now = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
     real = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    ids_now, real = ids_now.repeat_interleave(samples, 0), real.repeat_interleave(samples, 0)
     position = (real.cumsum(1) - 1).clamp(min=0)
     generator = torch.Generator().manual_seed(seed)
     takes = inspect.signature(type(model.base_model).forward).parameters  # type: ignore[union-attr]
     # Filled in place; releases of transformers name it differently.
-    kept = {"cache" if "cache" in takes else "past_key_values": DynamicCache()}
-    drawn = []
+    cache = DynamicCache()
+    kept = {"cache" if "cache" in takes else "past_key_values": cache}
+    drawn: list[torch.Tensor] = []
     for _ in range(new):
         given = {"input_ids": ids_now, "attention_mask": real, "position_ids": position}
         given = {name: place(model, value) for name, value in given.items()}
         found = model.base_model(**given, use_cache=True, **kept)  # type: ignore[operator]
         # Drawn on the CPU, so that the seed means the same whatever the model lies on.
         logits = head_of(model)(found.last_hidden_state[:, -1]).float().cpu()
+        if not drawn:
+            # A prompt is read once, however often it is continued.
+            cache.batch_repeat_interleave(samples)
+            logits, real, position = (each.repeat_interleave(samples, 0) for each in (logits, real, position))
         if temperature == 0:
             ids_now = logits.argmax(1, keepdim=True)
         else:
