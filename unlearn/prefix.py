@@ -7,7 +7,7 @@ While `remembered_below` lasts, both begin there.
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from analysis.attribution.anatomy import Anatomy, anatomy
+from analysis.attribution.onward import Arguments, entering, onward
 from analysis.errors import UserError
 
 ROOM = 2**26
@@ -56,11 +57,12 @@ class _Prefix:
     first: int
     parts: Anatomy
     states: dict[bytes, torch.Tensor] = field(default_factory=dict)
-    arguments: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = field(default_factory=dict)
+    arguments: dict[int, list[Arguments]] = field(default_factory=dict)
     held: int = 0
 
-    def block(self, base: nn.Module, number: int) -> nn.Module:
-        return self._inside(base, self.parts.blocks[number])
+    def _blocks(self, base: nn.Module) -> list[nn.Module]:
+        # From the first edited one on.
+        return [self._inside(base, name) for name in self.parts.blocks[self.first :]]
 
     def _inside(self, base: nn.Module, name: str) -> nn.Module:
         # Names are those of the whole model, and a base model is one of its children.
@@ -73,8 +75,9 @@ class _Prefix:
 
     def _watched(self, base: nn.Module) -> bool:
         # Somebody looks at, or changes, what would not be run.
-        run = [self.block(base, n) for n in range(self.first, len(self.parts.blocks))]
-        runs = {id(module) for part in (*run, self._norm(base)) for module in part.modules()} | {id(base)}
+        runs = {id(module) for part in (*self._blocks(base), self._norm(base)) for module in part.modules()} | {
+            id(base)
+        }
         return any(id(m) not in runs and (m._forward_hooks or m._forward_pre_hooks) for m in base.modules())
 
     @torch.no_grad()
@@ -93,19 +96,11 @@ class _Prefix:
                 self.held += room
         return states
 
-    def _arguments(self, base: nn.Module, ids: torch.Tensor) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    def _arguments(self, base: nn.Module, ids: torch.Tensor) -> list[Arguments]:
         # Those of a single row, which broadcast to any number.
-        noted: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-        def note(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-            noted.append((given[1:], named))
-
-        with unwatched(base), ExitStack() as stack:
-            for number in range(self.first, len(self.parts.blocks)):
-                block = self.block(base, number)
-                stack.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
+        with unwatched(base), entering(self._blocks(base)) as (_, arguments):
             type(base).forward(base, input_ids=ids, use_cache=False)
-        return noted
+        return arguments
 
     def _run(self, base: nn.Module, ids: torch.Tensor) -> torch.Tensor:
         # Up to the first edited block and no further.
@@ -115,7 +110,7 @@ class _Prefix:
             caught.append(given[0])
             raise _ReachedError
 
-        where = self.block(base, self.first) if self.first < len(self.parts.blocks) else self._norm(base)
+        where = next(iter(self._blocks(base)), self._norm(base))
         with unwatched(base), suppress(_ReachedError):
             where.register_forward_pre_hook(stop)
             type(base).forward(base, input_ids=ids, use_cache=False)
@@ -125,11 +120,7 @@ class _Prefix:
         return self._inside(base, self.parts.final_norm)
 
     def onward(self, base: nn.Module, states: torch.Tensor) -> torch.Tensor:
-        blocks = range(self.first, len(self.parts.blocks))
-        for number, (given, named) in zip(blocks, self.arguments[states.shape[1]], strict=True):
-            output = self.block(base, number)(states, *given, **named)
-            states = output if isinstance(output, torch.Tensor) else output[0]
-        return self._norm(base)(states)
+        return onward(self._blocks(base), self._norm(base), states, self.arguments[states.shape[1]])
 
 
 @contextmanager

@@ -7,13 +7,14 @@ only, and what comes after the last of them is not run at all.
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
 from analysis.attribution.anatomy import Anatomy, anatomy
 from analysis.attribution.integrated import check_steps, gauss_legendre
+from analysis.attribution.onward import Arguments, entering, first_row, onward
 from analysis.attribution.running import place, prepare, undisturbed, widened
 from analysis.attribution.targets import IGNORED
 from analysis.errors import UserError
@@ -94,36 +95,27 @@ def asked_of(model: nn.Module, hidden: torch.Tensor, labels: torch.Tensor) -> to
 
 @dataclass(frozen=True)
 class _Recorded:
-    # One run: what entered each block [n, t, width], the neurons [n, t, neurons], and the blocks' further arguments
-    # (for one row, so that they broadcast to any number of copies), and the normed states [n, t, width].
-    entering: list[torch.Tensor]
+    # One run: what entered each block [n, t, width], the neurons [n, t, neurons], the blocks' further arguments (for
+    # one row, so that they broadcast to any number of copies), and the normed states [n, t, width].
+    streams: list[torch.Tensor]
     neurons: list[torch.Tensor]
-    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]]
-    leaving: torch.Tensor
+    arguments: list[Arguments]
+    normed: torch.Tensor
 
 
 @torch.no_grad()
 def _record(model: nn.Module, parts: Anatomy, ids: torch.Tensor) -> _Recorded:
-    entering: list[torch.Tensor] = []
     neurons: list[torch.Tensor] = []
-    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
-    def note_block(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        entering.append(given[0])
-        arguments.append((given[1:], named))
-
-    def note_neurons(_: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+    def note(_: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
         neurons.append(given[0])
 
     with ExitStack() as stack:
-        for block, down in zip(parts.blocks, parts.down, strict=True):
-            handle = model.get_submodule(block).register_forward_pre_hook(note_block, with_kwargs=True)
-            stack.callback(handle.remove)
-            stack.callback(model.get_submodule(down).register_forward_pre_hook(note_neurons).remove)
-        leaving = model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # type: ignore[operator]
-        count = len(parts.blocks)
-        model.base_model(input_ids=ids[:1], use_cache=False)  # type: ignore[operator]
-    return _Recorded(entering[:count], neurons[:count], arguments[count:], leaving)
+        streams, arguments = stack.enter_context(entering([model.get_submodule(block) for block in parts.blocks]))
+        for down in parts.down:
+            stack.callback(model.get_submodule(down).register_forward_pre_hook(note).remove)
+        normed = model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # type: ignore[operator]
+    return _Recorded(streams, neurons, [first_row(one) for one in arguments], normed)
 
 
 def _resumed(
@@ -131,15 +123,13 @@ def _resumed(
 ) -> torch.Tensor:
     # The target [copies, n] when one layer's neurons are as given, [copies * n, t, neurons]. Starts at that layer's
     # block: nothing below it changes.
-    hidden = run.entering[layer].repeat(len(neurons) // len(labels), 1, 1)
-    handle = model.get_submodule(parts.down[layer]).register_forward_pre_hook(lambda *_: (neurons,))
-    try:
-        for block, (given, named) in zip(parts.blocks[layer:], run.arguments[layer:], strict=True):
-            output = model.get_submodule(block)(hidden, *given, **named)
-            hidden = output if isinstance(output, torch.Tensor) else output[0]
-    finally:
-        handle.remove()
-    return asked_of(model, model.get_submodule(parts.final_norm)(hidden), labels)
+    states = run.streams[layer].repeat(len(neurons) // len(labels), 1, 1)
+    blocks = [model.get_submodule(one) for one in parts.blocks[layer:]]
+    norm = model.get_submodule(parts.final_norm)
+    with ExitStack() as stack:
+        handle = model.get_submodule(parts.down[layer]).register_forward_pre_hook(lambda *_: (neurons,))
+        stack.callback(handle.remove)
+        return asked_of(model, onward(blocks, norm, states, run.arguments[layer:]), labels)
 
 
 def first_held(start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
@@ -175,7 +165,7 @@ def _layer_shares(
     mean = torch.einsum("k,kntu->ntu", weights, gradients.unflatten(0, (steps, -1)))
     shares = ((end - start) * mean).sum((0, 1))
     with torch.no_grad():
-        gain = asked_of(model, run.leaving, labels) - _resumed(model, parts, run, layer, start, labels)
+        gain = asked_of(model, run.normed, labels) - _resumed(model, parts, run, layer, start, labels)
     return shares, float(shares.double().sum() - gain.double().sum())
 
 
@@ -220,7 +210,7 @@ def neuron_residuals(
                 if means is not None:
                     start += means[layer]
                 start = first_held(start, run.neurons[layer])
-                gain = asked_of(model, run.leaving, asked) - _resumed(model, parts, run, layer, start, asked)
+                gain = asked_of(model, run.normed, asked) - _resumed(model, parts, run, layer, start, asked)
                 gains[name] += float(gain.double().sum()) / len(ids)
     return {name: float(scores.values[name].double().sum()) - gain for name, gain in gains.items()}
 

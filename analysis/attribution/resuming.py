@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from analysis.attribution.anatomy import Anatomy
+from analysis.attribution.onward import Arguments, entering, leaving
 from analysis.errors import UserError
 
 Site = Literal["resid", "attn", "mlp", "head"]
@@ -44,18 +45,11 @@ def at_site(model: nn.Module, parts: Anatomy, site: Site, layer: int, see: Seen)
     Returns:
         The hook's handle.
     """
-
-    def entering(_: nn.Module, given: tuple[Any, ...]) -> None:
-        see(given[0])
-
-    def leaving(_: nn.Module, __: object, output: Any) -> None:
-        see(output if isinstance(output, torch.Tensor) else output[0])
-
     if site in {"resid", "head"}:
         names = parts.blocks if site == "resid" else parts.attention_out
-        return model.get_submodule(names[layer]).register_forward_pre_hook(entering)
+        return model.get_submodule(names[layer]).register_forward_pre_hook(lambda _, given: see(given[0]))
     names = parts.attention if site == "attn" else parts.mlp
-    return model.get_submodule(names[layer]).register_forward_hook(leaving)
+    return model.get_submodule(names[layer]).register_forward_hook(lambda _, __, output: see(leaving(output)))
 
 
 @dataclass(frozen=True)
@@ -72,7 +66,7 @@ class Recorded:
 
     values: Mapping[Site, list[torch.Tensor]]
     streams: list[torch.Tensor]
-    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    arguments: list[Arguments]
     kept: list[Kept]
     leaving: torch.Tensor
 
@@ -91,29 +85,23 @@ def record(model: nn.Module, parts: Anatomy, ids: torch.Tensor, sites: Sequence[
         What was recorded.
     """
     values: dict[Site, list[torch.Tensor]] = {site: [] for site in sites}
-    streams: list[torch.Tensor] = []
-    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     kept: list[Kept] = []
 
     def root(_: nn.Module, __: object, output: torch.Tensor) -> torch.Tensor:
         return output.detach().requires_grad_(torch.is_grad_enabled())
 
-    def note(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        streams.append(given[0])
-        arguments.append((given[1:], named))
-
     with ExitStack() as stack:
+        streams, arguments = stack.enter_context(entering([model.get_submodule(block) for block in parts.blocks]))
         handles = [model.get_submodule(parts.embedding).register_forward_hook(root)]
-        for layer, block in enumerate(parts.blocks):
-            handles.append(model.get_submodule(block).register_forward_pre_hook(note, with_kwargs=True))
+        for layer in range(len(parts.blocks)):
             handles += [at_site(model, parts, site, layer, found.append) for site, found in values.items()]
         norm = model.get_submodule(parts.final_norm)
         handles.append(norm.register_forward_pre_hook(lambda _, given: streams.append(given[0])))
         for handle in handles:
             stack.callback(handle.remove)
         more = {"keep": kept.append} if keys else {}
-        leaving = model.base_model(input_ids=ids, use_cache=False, **more).last_hidden_state  # type: ignore[operator]
-    return Recorded(values, streams, arguments, kept, leaving)
+        normed = model.base_model(input_ids=ids, use_cache=False, **more).last_hidden_state  # type: ignore[operator]
+    return Recorded(values, streams, arguments, kept, normed)
 
 
 @contextmanager
@@ -360,7 +348,7 @@ def resume(
                         stack.callback(handle.remove)
             block = model.get_submodule(parts.blocks[layer])
             output = block(row[None], *given, **named | {"keep": None, "resumed": (groups, run.kept[layer])})
-        row = (output if isinstance(output, torch.Tensor) else output[0])[0]
+        row = leaving(output)[0]
     groups, row = _arrange(groups, row, run.streams[depth], lengths, {})
     order = torch.tensor([number for group in groups for number in group.members]).argsort()
     return model.get_submodule(parts.final_norm)(row[_lasts(groups)[order].to(row.device)])
