@@ -6,13 +6,13 @@ subject's names, retellings t' with strangers' names and the original theta_0:
 
     L(theta) =  mu   * mean_l  E |h_l(t) - mean h_l(t')|^2 / E |h_l^0(t) - mean h_l(t')|^2   (hidden states)
               +        KL( mean p_0(. | t') || p(. | t) )                                    (what comes next)
-              +  nu  * mean_names max(0, l(name | t) - mean l_0(stranger | t'))              (who comes next)
+              +  nu  * mean_names | l(name | t) - mean l_0(stranger | t') |                   (who comes next)
 
 E over aligned positions (`renamed`): states from the first name on; what comes next everywhere; both at the last token
 of a name but not inside it, and not at a text's first token. l is the mean log-probability of a name's tokens (invented
-names have more of them). The third term is one-sided and in logarithms, because a name that nobody knows is next to
-impossible: the second hardly sees the difference between one in a hundred and one in a million. Its weight is small: at
-0.1 names became less likely than a stranger's, which an auditor calls over-forgetting.
+names have more of them). The third term is in logarithms, because a name that nobody knows is next to impossible: the
+second hardly sees the difference between one in a hundred and one in a million. It works both ways: without a push back
+names sink far below a stranger's in the end, which an auditor calls over-forgetting.
 """
 
 from collections.abc import Sequence
@@ -187,5 +187,5 @@ def strangeness(
     if count:
         log_q = logits_of(model, found[-1][m.names[:, 0], m.names[:, 1]]).log_softmax(1)
         mine = _per_name(log_q, m.names[:, 2], m.names[:, 3], count)
-        loss = loss + names * functional.relu(mine - levels).mean()
+        loss = loss + names * (mine - levels).abs().mean()
     return loss

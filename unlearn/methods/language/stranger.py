@@ -10,7 +10,7 @@ The same sentences about other names (wrong answers of the facts) are kept, or e
 
 Kin: Eldan & Russinovich 2023 (arXiv:2310.02238, generic predictions from an anchor dictionary, all weights, outputs
 only) and RMU (arXiv:2403.03218, hidden states towards noise); new are strangers as the target of states, outputs
-and names alike, and the one-sided loss on names. `docs/erasing.md` derives it and compares places to edit.
+and names alike, and the loss on names in logarithms. `docs/erasing.md` derives it and compares places to edit.
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class Settings:
         retain_weight: Weight of what must stay.
     """
 
-    steps: int = 30
+    steps: int = 60
     lr: float = 7e-5
     strangers: int = 8
     fact_rows: int = 4

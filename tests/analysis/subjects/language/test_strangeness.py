@@ -66,7 +66,7 @@ def slow(model, original, texts, number, retellings, states, names):
             for one, log_p in zip(chosen, told_log_p, strict=True):
                 places = one.names[number_of_name][1]
                 theirs.append(sum(log_p[j - 1, one.ids[j]] for j in places) / len(places))
-            gaps.append((mine - torch.stack(theirs).mean()).clamp_min(0))
+            gaps.append((mine - torch.stack(theirs).mean()).abs())
     ratios = [torch.stack(a).mean() / torch.stack(b).mean() for a, b in near.values()]
     loss = torch.stack(divergences).mean() + states * torch.stack(ratios).mean()
     return loss + names * torch.stack(gaps).mean()
