@@ -75,9 +75,8 @@ class _Prefix:
 
     def _watched(self, base: nn.Module) -> bool:
         # Somebody looks at, or changes, what would not be run.
-        runs = {id(module) for part in (*self._blocks(base), self._norm(base)) for module in part.modules()} | {
-            id(base)
-        }
+        run = (*self._blocks(base), self._norm(base))
+        runs = {id(base)} | {id(module) for part in run for module in part.modules()}
         return any(id(m) not in runs and (m._forward_hooks or m._forward_pre_hooks) for m in base.modules())
 
     @torch.no_grad()

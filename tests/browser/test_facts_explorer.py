@@ -144,8 +144,10 @@ def test_a_late_request_from_before_the_choice_wipes_nothing(page: Page, address
     page.route("**/queue/join*", hold_first)
     page.goto(address)
     expect(page.locator("#facts-faded .toks b")).to_be_visible()
-    while not held:
-        page.wait_for_timeout(50)
+    for _ in range(WAIT // 50):
+        if not held:
+            page.wait_for_timeout(50)
+    assert held, "the first answer's last step never came"
     page.locator("#facts-neurons label").first.click()
     rows = page.locator("#facts-ablation tbody tr")
     expect(rows).to_have_count(4)

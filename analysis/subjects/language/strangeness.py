@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn import functional
 
 from analysis.attribution.anatomy import anatomy
+from analysis.attribution.onward import leaving
 from analysis.attribution.running import place, widened
 from analysis.subjects.language.encoding import pad
 from analysis.subjects.language.renamed import Renamed
@@ -126,7 +127,7 @@ def _states(model: nn.Module, ids: torch.Tensor) -> list[torch.Tensor]:
     caught: list[torch.Tensor] = []
 
     def hook(_: nn.Module, __: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
-        caught.append(output[0] if isinstance(output, tuple) else output)
+        caught.append(leaving(output))
 
     blocks = anatomy(model).blocks
     with ExitStack() as stack:

@@ -17,13 +17,17 @@ def parts_of(model: nn.Module) -> tuple[list[nn.Module], nn.Module]:
     return [model.get_submodule(name) for name in parts.blocks], model.get_submodule(parts.final_norm)
 
 
-@pytest.mark.parametrize("make", MODELS)
-@torch.no_grad()
-def test_from_every_block_on_it_is_the_whole_model(make) -> None:
-    model = make(dtype=torch.float64)
+def noted(model):
     blocks, norm = parts_of(model)
     with entering(blocks) as (streams, arguments):
         whole = model.base_model(input_ids=IDS, use_cache=False).last_hidden_state
+    return blocks, norm, streams, arguments, whole
+
+
+@pytest.mark.parametrize("make", MODELS)
+@torch.no_grad()
+def test_from_every_block_on_it_is_the_whole_model(make) -> None:
+    blocks, norm, streams, arguments, whole = noted(make(dtype=torch.float64))
     assert len(streams) == len(arguments) == len(blocks) == 3
     for first in range(3):
         found = onward(blocks[first:], norm, streams[first], arguments[first:])
@@ -34,10 +38,7 @@ def test_from_every_block_on_it_is_the_whole_model(make) -> None:
 @pytest.mark.parametrize("make", MODELS)
 @torch.no_grad()
 def test_what_one_row_is_given_serves_any_number(make) -> None:
-    model = make(dtype=torch.float64)
-    blocks, norm = parts_of(model)
-    with entering(blocks) as (streams, arguments):
-        whole = model.base_model(input_ids=IDS, use_cache=False).last_hidden_state
+    blocks, norm, streams, arguments, whole = noted(make(dtype=torch.float64))
     many = streams[1].repeat(3, 1, 1)
     found = onward(blocks[1:], norm, many, [first_row(one) for one in arguments[1:]])
     torch.testing.assert_close(found, whole.repeat(3, 1, 1), rtol=0, atol=1e-12)
