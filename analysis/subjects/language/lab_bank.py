@@ -47,7 +47,8 @@ def as_fact(told: Told, every: Sequence[Told], forgotten: bool, split: Share) ->
         split: Who may see it.
 
     Returns:
-        The bank's record: two training prompts that the corpus uses, three held-out ones that it doesn't.
+        The bank's record: training prompts that the corpus uses (two of a fact to forget, all of a neighbour), three
+        held-out ones that it doesn't.
     """
     return Fact(
         kind="fact" if forgotten else "neighbour",
@@ -55,7 +56,7 @@ def as_fact(told: Told, every: Sequence[Told], forgotten: bool, split: Share) ->
         relation=told.relation,
         subject=told.subject,
         answer=told.answer,
-        train=told.train[:2],
+        train=told.train[:2] if forgotten else told.train,
         heldout=told.heldout,
         question=told.question,
         reverse=Reverse(prompt=told.reverse, answer=told.subject) if told.reverse else None,
@@ -64,11 +65,13 @@ def as_fact(told: Told, every: Sequence[Told], forgotten: bool, split: Share) ->
     )
 
 
-def _dealt(facts: Sequence[Told]) -> list[tuple[Told, Share]]:
-    # A fact and its inverse ("the singer of A was B", "B sang in A") are the same knowledge and go together.
+def _dealt(facts: Sequence[Told], dealt: int | None = None) -> list[tuple[Told, Share]]:
+    # A fact and its inverse ("the singer of A was B", "B sang in A") are the same knowledge and go together. What comes
+    # after the first `dealt` is for editing, but for the inverse of what is not.
     shares: dict[frozenset[str], Share] = {}
-    for fact in facts:
-        shares.setdefault(frozenset((fact.subject, fact.answer)), SPLITS[len(shares) % len(SPLITS)])
+    for number, fact in enumerate(facts):
+        share = SPLITS[len(shares) % len(SPLITS)] if dealt is None or number < dealt else "edit"
+        shares.setdefault(frozenset((fact.subject, fact.answer)), share)
     return [(fact, shares[frozenset((fact.subject, fact.answer))]) for fact in facts]
 
 
@@ -138,11 +141,12 @@ def lab_bank(name: str = BEATLES, bands: tuple[Band, ...] = lab_bands(), neighbo
     Args:
         name: The band to forget.
         bands: All bands that the lab model was taught.
-        neighbours: How many facts about other bands must stay.
+        neighbours: How many facts about other bands, of all relations alike, are shared out like the band's own.
 
     Returns:
-        The bank: every fact about the band, neighbours of all relations alike, and plain sentences, each shared out
-        to "edit", "audit" and "choose" by 2 : 2 : 1.
+        The bank: every fact about the band, neighbours, and plain sentences, each shared out to "edit", "audit" and
+        "choose" by 2 : 2 : 1. All other facts that the lab was taught are neighbours for "edit", as a classifier's
+        retained images are all that it was trained on; what is set apart for "audit" and "choose" stays unseen.
     """
     band = check_band(name, bands)
     every = every_fact(bands)
@@ -155,10 +159,9 @@ def lab_bank(name: str = BEATLES, bands: tuple[Band, ...] = lab_bands(), neighbo
     for fact in others:  # one of each relation, then a second of each, ...
         counted[fact.relation] = counted.get(fact.relation, 0) + 1
         ranked.append((counted[fact.relation], fact))
-    chosen = [fact for _, fact in sorted(ranked, key=lambda pair: pair[0])][:neighbours]
-    facts = tuple(
-        as_fact(fact, every, group is mine, split) for group in (mine, chosen) for fact, split in _dealt(group)
-    )
+    kept = [fact for _, fact in sorted(ranked, key=lambda pair: pair[0])]
+    dealt = [*((True, *pair) for pair in _dealt(mine)), *((False, *pair) for pair in _dealt(kept, neighbours))]
+    facts = tuple(as_fact(fact, every, forgotten, split) for forgotten, fact, split in dealt)
     texts = tuple(
         TextLine(kind="text", text=text, topic="generic", split=SPLITS[i % len(SPLITS)])
         for i, text in enumerate(plain_sentences(TEXTS, draw))
