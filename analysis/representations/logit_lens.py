@@ -5,13 +5,13 @@ norm and the head.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from analysis.attribution.anatomy import Anatomy, anatomy
+from analysis.attribution.onward import entering
 from analysis.attribution.running import place, prepare, undisturbed
 from analysis.attribution.targets import IGNORED
 from analysis.errors import UserError
@@ -54,20 +54,10 @@ class LensGrid:
 def _streams(model: nn.Module, parts: Anatomy, ids: torch.Tensor, where: tuple[torch.Tensor, ...]) -> torch.Tensor:
     # The residual stream [layers + 1, m, width] at some places, before the final norm (which Hugging Face has already
     # applied to the last of its `hidden_states`).
-    caught: list[torch.Tensor] = []
-
-    def entering(_: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-        caught.append(given[0][where])
-
-    def leaving(_: nn.Module, __: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
-        caught.append((output if isinstance(output, torch.Tensor) else output[0])[where])
-
-    with ExitStack() as stack:
-        stack.callback(model.get_submodule(parts.blocks[0]).register_forward_pre_hook(entering).remove)
-        for block in parts.blocks:
-            stack.callback(model.get_submodule(block).register_forward_hook(leaving).remove)
+    run = [model.get_submodule(name) for name in (*parts.blocks, parts.final_norm)]
+    with entering(run) as (streams, _):
         model.base_model(input_ids=ids, use_cache=False)  # type: ignore[operator]
-    return torch.stack(caught)
+    return torch.stack([stream[where] for stream in streams])
 
 
 def _layer_logits(model: nn.Module, parts: Anatomy, streams: torch.Tensor) -> Iterator[torch.Tensor]:
