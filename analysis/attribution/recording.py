@@ -147,36 +147,39 @@ def agree(found: torch.Tensor, right: torch.Tensor) -> bool:
     return bool(largest(found - right) <= torch.finfo(right.dtype).eps ** 0.5 * largest(right))
 
 
-def _matches(uses: Sequence[Use], i: int, n: int, right: torch.Tensor) -> bool:
-    if not uses or any(len(use.a) != n or use.g.shape[1] != n for use in uses):
+def _matches(n: int, uses: Sequence[Use], firsts: Sequence[Use], right: torch.Tensor) -> bool:
+    # `firsts` went back from the scalar of the first of n samples, `uses` from the sum of all.
+    if not uses or len(firsts) != len(uses) or any(len(use.a) != n or use.g.shape[1] != n for use in uses):
         return False
-    one, others = slice(i, i + 1), [other for other in range(n) if other != i]
-    if any(use.g[:, others].any() for use in uses):
-        return False
-    mine = gradient([Use(u.module, u.own, u.a[one], u.g[:, one]) for u in uses], right.shape)[0, 0]
-    return agree(mine, right.to_dense() if right.is_sparse else right)
+    for use, first in zip(uses, firsts, strict=True):
+        if first.g[:, 1:].any() or not agree(use.g[:, :1], first.g[:, :1]):
+            return False
+    rows = [slice(i, i + 1) for i in range(n)]
+    mine = [gradient([Use(u.module, u.own, u.a[row], u.g[:, row]) for u in uses], right.shape)[0, 0] for row in rows]
+    return agree(sum(mine[1:], mine[0]), right.to_dense() if right.is_sparse else right)
 
 
 def _agreeing(model: nn.Module, images: torch.Tensor, first: torch.Tensor, alone: frozenset[str]) -> frozenset[str]:
-    # The yardstick is plain autograd for each sample, of a random combination of its outputs.
+    # The yardstick is plain autograd, of a random combination of each sample's outputs. Samples are independent when
+    # going back from the first alone reaches no other, and gives what it does among all.
     n = len(images)
     with recording(model, n, alone) as calls:
         output = run(model, images)
     if len(output) != n or not agree(output[:1].detach(), first):
         return frozenset()
     generator = torch.Generator().manual_seed(0)
-    direction = torch.randn(output.shape, generator=generator).to(output)
+    scalars = output * torch.randn(output.shape, generator=generator).to(output)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    edges = [*(call.edge for call in calls), *(get_gradient_edge(p) for p in named.values())]
-    good = set(named)
-    for i in range(n):
-        scalar = (output[i] * direction[i]).sum()
-        found = torch.autograd.grad(scalar, edges, retain_graph=i < n - 1, allow_unused=True)
-        uses = _by_parameter(model, calls, [found[: len(calls)]])
-        for name, right in zip(named, found[len(calls) :], strict=True):
-            if name in good and right is not None and not _matches(uses.get(name, []), i, n, right):
-                good.discard(name)
-    return frozenset(good)
+    edges = [call.edge for call in calls]
+    back = torch.autograd.grad(scalars[0].sum(), edges, retain_graph=True, allow_unused=True) if edges else ()
+    ends = [*edges, *(get_gradient_edge(p) for p in named.values())]
+    found = torch.autograd.grad(scalars.sum(), ends, allow_unused=True)
+    firsts, uses = (_by_parameter(model, calls, [one]) for one in (back, found[: len(calls)]))
+    return frozenset(
+        name
+        for name, right in zip(named, found[len(calls) :], strict=True)
+        if right is None or _matches(n, uses.get(name, []), firsts.get(name, []), right)
+    )
 
 
 def _without_rows(model: nn.Module, images: torch.Tensor) -> frozenset[str]:
