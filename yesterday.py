@@ -94,7 +94,8 @@ def _execute(subject: str, options: dict[str, Any], until: "Stage", draw: bool, 
 SubjectName = Annotated[
     str,
     typer.Argument(
-        help="digit-6, digit-N, class-NAME for other data, beatles, einstein, lab, or lab:BAND.", metavar="SUBJECT"
+        help="digit-6, digit-N, class-NAME for other data, beatles, einstein; to compare also lab, or lab:BAND.",
+        metavar="SUBJECT",
     ),
 ]
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a run, e.g. runs/digit-6.", metavar="RUN")]

@@ -91,7 +91,7 @@ LOCATE_OPTIONS: dict[str, tuple[Any, Any]] = {
             "What locates: gradient, weight-ig, fisher, fisher-true, fisher-ratio, brain-damage, contrast, "
             "damage-contrast, unit-ig, patching-denoising, patching-noising (classes); gradient, gradient-ratio, "
             "fisher, fisher-ratio, neuron-ig, stranger, wagle (facts); or none, to allow every weight "
-            "[damage-contrast; stranger].",
+            "[damage-contrast; fisher].",
             "--locate",
             panel=EDIT,
         ),

@@ -1,4 +1,4 @@
-"""The cheats for language models, which every audit has to call hidden, and the edit whose damage must show."""
+"""The cheats for language models, none of which an audit may call erased, and the edit whose damage must show."""
 
 import copy
 from collections.abc import Callable, Sequence
