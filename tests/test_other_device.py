@@ -23,7 +23,8 @@ from analysis.audit.facts.recall import recall
 from analysis.audit.facts.relearning import benign_tuned
 from analysis.audit.facts.retained import retained
 from analysis.audit.facts.verdict import ATTACKS
-from analysis.fact_localization import MEASURES, fact_localization, mask_of, score
+from analysis.fact_causal_check import fact_localization
+from analysis.fact_localization import MEASURES, mask_of, score
 from analysis.representations.logit_lens import logit_lens
 from analysis.scores import Mask
 from analysis.subjects.language.scoring import known_facts

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from analysis.audit.report import Measurement
 from analysis.errors import UserError
-from analysis.fact_localization import FactLocalization
+from analysis.fact_causal_check import FactLocalization
 from analysis.scores import Scores
 from figures.artefacts import MOST_LETTERS, Missing, Run, existing
 from figures.looks import Look, looks

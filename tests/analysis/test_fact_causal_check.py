@@ -9,17 +9,8 @@ from small_models import same, small_gpt2
 
 from analysis.attribution.anatomy import anatomy
 from analysis.errors import UserError
-from analysis.fact_localization import (
-    MEASURES,
-    FactLocalization,
-    ablated_shares,
-    by_layer,
-    candidates,
-    fact_localization,
-    layer_mask,
-    mask_of,
-    score,
-)
+from analysis.fact_causal_check import FactLocalization, ablated_shares, fact_localization, layer_mask
+from analysis.fact_localization import MEASURES, by_layer, candidates, mask_of, score
 from analysis.scores import Mask
 from analysis.subjects.language.encoding import encode_answers
 from analysis.subjects.language.scoring import ask, mean_loss

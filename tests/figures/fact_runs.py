@@ -13,7 +13,7 @@ from analysis.ablation import Curve, causal_scores
 from analysis.audit.facts.case import FactReading
 from analysis.audit.facts.verdict import HARMLESS, audit_facts
 from analysis.audit.verdict import fact_words
-from analysis.fact_localization import FRACTIONS, FactLocalization
+from analysis.fact_causal_check import FRACTIONS, FactLocalization
 from analysis.files import save_tensors, write_text
 from analysis.scores import Scores
 from unlearn.edit import Edit

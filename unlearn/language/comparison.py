@@ -8,7 +8,8 @@ from pathlib import Path
 from analysis.attribution.anatomy import anatomy
 from analysis.audit.facts.verdict import audit_facts, read_case
 from analysis.errors import UserError
-from analysis.fact_localization import MEASURES, candidates, layer_mask, mask_of, score
+from analysis.fact_causal_check import layer_mask
+from analysis.fact_localization import MEASURES, candidates, mask_of, score
 from analysis.files import write_text
 from analysis.scores import Mask, check_fraction
 from unlearn.cells import AUDIT, BLOCK, LAYERS, NONE, RANDOM, Cell, CellNote, SeedNotes, attempt, cross, gains

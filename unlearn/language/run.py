@@ -21,7 +21,8 @@ from analysis.audit.facts.case import FactReading
 from analysis.audit.facts.verdict import audit_facts, read_case
 from analysis.audit.report import AuditReport
 from analysis.errors import UserError
-from analysis.fact_localization import MEASURES, FactLocalization, fact_localization, mask_of, score
+from analysis.fact_causal_check import FactLocalization, fact_localization
+from analysis.fact_localization import MEASURES, mask_of, score
 from analysis.files import save_tensors, write_text
 from analysis.scores import Mask, check_fraction
 from analysis.subjects.language.bank import Bank
