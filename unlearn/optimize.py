@@ -52,17 +52,20 @@ class Diverged(UserError):
         self.step = step
 
 
-def falling(lr: float, steps: int) -> Callable[[int], float]:
-    """Let the learning rate fall linearly to zero.
+def falling(lr: float, steps: int, warm: int = 0) -> Callable[[int], float]:
+    """Let the learning rate fall linearly to zero, perhaps after a rise.
+
+    Adam's first steps move every weight by the full rate, however small its gradient; a rise keeps that noise small.
 
     Args:
-        lr: At the first step.
+        lr: Where the fall begins.
         steps: How many there will be.
+        warm: At the first steps, as many as this, the rate is the first 1/warm, 2/warm, ... of what it falls through.
 
     Returns:
         The learning rate by step, counted from 0.
     """
-    return lambda step: lr * max(0.0, 1 - step / steps)
+    return lambda step: lr * max(0.0, 1 - step / steps) * min(1.0, (step + 1) / max(1, warm))
 
 
 def batches(tensors: Sequence[torch.Tensor], size: int, steps: int, seed: int) -> Iterator[tuple[torch.Tensor, ...]]:

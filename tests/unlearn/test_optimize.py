@@ -109,6 +109,17 @@ def test_masking_gradients_alone_leaks_where_descend_does_not():
     assert bytes_outside(careful, mask) == bytes_outside(model, mask)
 
 
+@given(st.floats(1e-6, 1.0), st.integers(1, 200), st.integers(0, 50))
+def test_rates_rise_and_fall(lr, steps, warm):
+    rates = [falling(lr, steps, warm)(step) for step in range(steps + 1)]
+    line = [lr * (steps - step) / steps for step in range(steps + 1)]
+    # By hand: a straight line, and below it while warming, step by step a bigger part of it.
+    assert rates[-1] == 0
+    for step, (rate, whole) in enumerate(zip(rates, line, strict=True)):
+        part = (step + 1) / warm if step + 1 < warm else 1
+        assert rate == pytest.approx(part * whole)
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("clip", [None, 0.05])
 def test_it_equals_an_optimiser_that_only_knows_the_masked_entries(optimizer, clip):

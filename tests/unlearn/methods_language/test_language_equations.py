@@ -142,7 +142,8 @@ CASES = {
         stranger,
         stranger.Settings(
             steps=1,
-            lr=LR,
+            lr=10 * LR,
+            warm=10.0,  # so that the one step is taken at a tenth of the rate
             strangers=3,
             fact_rows=ALL,
             name_rows=ALL,

@@ -22,7 +22,7 @@ from analysis.scores import Mask
 from analysis.subjects.language.encoding import encode_texts
 from analysis.subjects.language.facts import FactSubject
 from analysis.subjects.language.renamed import fact_texts, name_texts, other_name_texts, retell
-from analysis.subjects.language.strangeness import NAMES, STATES, meet, strangeness
+from analysis.subjects.language.strangeness import NAMES, meet, strangeness
 from unlearn.methods.language.batches import divergence, drawn_rows, masked_rate
 from unlearn.optimize import Watch, descend, falling
 
@@ -33,7 +33,8 @@ class Settings:
 
     Attributes:
         steps: Optimisation steps.
-        lr: Adam's learning rate at the first step, for all weights; see `masked_rate`.
+        lr: Adam's learning rate where it begins to fall, for all weights; see `masked_rate`.
+        warm: Share of the steps in which it rises first; see `falling`.
         strangers: Invented subjects, two of which teach at each step.
         fact_rows: Training prompts with their answers a step.
         name_rows: Neutral sentences about names a step.
@@ -47,13 +48,14 @@ class Settings:
 
     steps: int = 60
     lr: float = 7e-5
+    warm: float = 0.17
     strangers: int = 8
     fact_rows: int = 4
     name_rows: int = 4
     retain_rows: int = 8
     other_rows: int = 4
     text_rows: int = 3
-    states: float = STATES
+    states: float = 8.0
     names: float = NAMES
     retain_weight: float = 10.0
 
@@ -97,5 +99,5 @@ def run(
         apart = [divergence(work, model, rows.take(which)) for (rows, _), which in zip(stay, kept, strict=True)]
         return strangeness(work, model, meeting, s.states, s.names) + s.retain_weight * torch.stack(apart).mean()
 
-    lr = masked_rate(s.lr, mask, model)
-    return descend(model, enumerate(zip(*drawn, strict=True)), loss, mask, falling(lr, s.steps), watch=watch)
+    rate = falling(masked_rate(s.lr, mask, model), s.steps, round(s.warm * s.steps))
+    return descend(model, enumerate(zip(*drawn, strict=True)), loss, mask, rate, watch=watch)
