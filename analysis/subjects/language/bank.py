@@ -232,7 +232,8 @@ def load_bank(name: str, general: Path = GENERAL) -> Bank:
 
     Args:
         name: A built-in bank ("beatles", "einstein") or the path of a file.
-        general: The shared records, added to every bank.
+        general: The shared records, added to every bank but for facts about one of its own names: what is to be
+            forgotten must not be kept as well.
 
     Returns:
         The bank.
@@ -247,7 +248,8 @@ def load_bank(name: str, general: Path = GENERAL) -> Bank:
         raise UserError(
             f'{path} has {len(subjects)} lines of kind "subject"; it needs exactly one, saying what it is about.'
         )
-    shared = read_lines(general)
+    own = set(subjects[0].all_names)
+    shared = [r for r in read_lines(general) if not (isinstance(r, Fact) and own & {r.subject, r.answer, *r.aliases})]
     facts = tuple(r for r in [*records, *shared] if isinstance(r, Fact))
     ids = [fact.id for fact in facts]
     if len(set(ids)) < len(ids):

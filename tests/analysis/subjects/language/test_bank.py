@@ -160,6 +160,17 @@ def test_ids_differ_from_the_shared_ones(tmp_path):
         load_bank(str(written(tmp_path, SUBJECT, FACT | {"id": shared})))
 
 
+@pytest.mark.parametrize("of", [lambda fact: fact.subject, lambda fact: fact.answer, lambda fact: fact.aliases[0]])
+def test_shared_facts_about_the_banks_own_names_are_left_out(tmp_path, of):
+    shared = [r for r in read_lines(GENERAL) if isinstance(r, Fact)]
+    name = of(next(fact for fact in shared if fact.aliases))
+    about = SUBJECT | {"names": {"person": [name, "Crows"]}}
+    bank = load_bank(str(written(tmp_path, about, FACT)))
+    left_out = {fact.id for fact in shared} - {fact.id for fact in bank.of("far")}
+    assert left_out == {fact.id for fact in shared if name in (fact.subject, fact.answer, *fact.aliases)}
+    assert 1 <= len(left_out) < 5
+
+
 @pytest.mark.parametrize(("lines", "count"), [([FACT, TEXT], 0), ([SUBJECT, FACT, SUBJECT], 2)])
 def test_exactly_one_subject(tmp_path, lines, count):
     with pytest.raises(UserError, match=f'has {count} lines of kind "subject"'):
