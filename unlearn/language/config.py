@@ -8,7 +8,7 @@ class FactRunConfig(Sight):
     """All that decides a run's numbers, besides the versions of the libraries.
 
     Attributes:
-        bank: "beatles", "einstein" or a file.
+        bank: "beatles", "einstein", "shakespeare" or a file.
         model: "smollm2", a hub name or a folder.
         method: Name in `LANGUAGE_METHODS`; None takes the default.
         measure: In `fact_localization.MEASURES`, or "none" to allow every weight.

@@ -30,7 +30,7 @@ from analysis.errors import UserError
 
 BANKS = Path(__file__).parent.parent / "banks"
 GENERAL = BANKS / "general.jsonl"
-BUILTIN = ("beatles", "einstein")
+BUILTIN = ("beatles", "einstein", "shakespeare")
 Share = Literal["edit", "audit", "choose"]
 Topic = Literal["generic", "polyseme", "other-bands", "denial", "random-facts"]
 NameType = Literal["band", "person", "album", "song", "film", "firm", "place", "work"]
@@ -231,7 +231,7 @@ def load_bank(name: str, general: Path = GENERAL) -> Bank:
     """Read a bank and the far facts and generic texts that all banks share.
 
     Args:
-        name: A built-in bank ("beatles", "einstein") or the path of a file.
+        name: A built-in bank ("beatles", "einstein", "shakespeare") or the path of a file.
         general: The shared records, added to every bank but for facts about one of its own names: what is to be
             forgotten must not be kept as well.
 

@@ -22,13 +22,15 @@ class _Names:
     """Invented names handed out once each; the only thing here with a state, and it never leaves `twin`."""
 
     random: random.Random
+    own: frozenset[str]  # the subject's names, which are no stranger's
     pools: dict[str, list[str]] = field(default_factory=dict)
     given: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         words: dict[str, list[str]] = json.loads(INVENTED.read_text(encoding="utf-8"))
         titles = [f"{one} {two}" for one in words["adjectives"] for two in words["things"]]
-        self.pools = {"first": words["first"], "last": words["last"], "noun": words["nouns"], "title": titles}
+        pools = {"first": words["first"], "last": words["last"], "noun": words["nouns"], "title": titles}
+        self.pools = {kind: [name for name in pool if name not in self.own] for kind, pool in pools.items()}
         for pool in self.pools.values():
             self.random.shuffle(pool)
 
@@ -84,7 +86,7 @@ def twin(about: SubjectLine, facts: Sequence[Fact], seed: int) -> tuple[SubjectL
     Returns:
         The twin's subject line, and its facts in the same order, with the same ids, relations and splits.
     """
-    names = _Names(random.Random(seed))
+    names = _Names(random.Random(seed), frozenset(about.all_names))
     kinds: dict[str, NameType] = {name: kind for kind, mine in about.names.items() for name in mine}
     # Full names first, so that a single word is known as first or last name when its turn comes.
     renamed = {name: names.of(kinds[name], name) for name in sorted(kinds, key=lambda n: -len(n.split()))}
