@@ -94,7 +94,7 @@ def _execute(subject: str, options: dict[str, Any], until: "Stage", draw: bool, 
 SubjectName = Annotated[
     str,
     typer.Argument(
-        help="digit-6, digit-N, class-NAME for other data, beatles, einstein, shakespeare; to compare also lab, lab:BAND.",
+        help="digit-6, digit-N, class-NAME (other data), beatles, einstein, shakespeare; comparing: lab, lab:BAND too.",
         metavar="SUBJECT",
     ),
 ]
