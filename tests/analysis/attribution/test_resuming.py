@@ -40,7 +40,8 @@ def test_recording_is_one_graph(make):
     model = make(dtype=torch.float64).requires_grad_(False)
     parts = anatomy(model)
     run = record(model, parts, IDS, ["mlp"])
-    (gradient,) = torch.autograd.grad(run.leaving[0, 3].sum(), run.values["mlp"][0])
+    # One number alone: what leaves is normalised, so its sum hangs on nothing but rounding.
+    (gradient,) = torch.autograd.grad(run.leaving[0, 3, 0], run.values["mlp"][0])
     assert gradient[0, :4].abs().amin() > 0
     assert not gradient[0, 4:].any()
     assert not gradient[1:].any()
