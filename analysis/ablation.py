@@ -65,6 +65,36 @@ class CausalScore(Document):
     better_than_chance: bool | None
 
 
+class CausalCheck(Document):
+    """What the causal check of either family of subjects finds: the common part of `localization.json`.
+
+    Attributes:
+        schema_version: Of this document.
+        measures: Names of the attribution measures.
+        fraction: Of all weights, at which the masks are compared.
+        iou: Intersection over union of any two measures' masks.
+        curves: What the model still does as located weights are set to zero, with the controls.
+        causal: Which measures locate better than chance, best first.
+        n_forget: Test images or facts to forget behind each value.
+        n_retain: Test images or facts to keep behind each value.
+        forget_before: Accuracy, or mean share of the right answer, on the former with all weights in place.
+        retain_before: The same on the latter.
+        seeds: Of the repeats.
+    """
+
+    schema_version: Literal[1] = 1
+    measures: list[str]
+    fraction: float
+    iou: dict[str, dict[str, float]]
+    curves: list[Curve]
+    causal: list[CausalScore]
+    n_forget: int
+    n_retain: int
+    forget_before: float
+    retain_before: float
+    seeds: list[int]
+
+
 def count_of(model: nn.Module, fraction: float) -> int:
     """Turn a fraction of a model's weights into a number, the same for every measure.
 

@@ -8,9 +8,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from analysis.ablation import CausalScore, Curve, causal_scores, count_of
+from analysis.ablation import CausalCheck, Curve, causal_scores, count_of
 from analysis.attribution.anatomy import anatomy
-from analysis.audit.report import Document
 from analysis.fact_localization import FACTS, MEASURES, Within, by_layer, candidates, drawn, mask_of, score
 from analysis.scores import Mask
 from analysis.subjects.language.bank import Fact
@@ -21,38 +20,16 @@ FRACTIONS = (0.0001, 0.001, 0.01)
 WATCHED = 12
 
 
-class FactLocalization(Document):
-    """Everything in `localization.json` of a run on facts; as `localization.LocalizationReport` for classes.
+class FactLocalization(CausalCheck):
+    """Everything in `localization.json` of a run on facts: values are mean shares of the right answer.
 
     Attributes:
-        schema_version: Of this document.
-        measures: Names of the attribution measures.
         within: Which matrices were candidates.
-        fraction: Of all weights of the model, in the mask.
-        iou: Intersection over union of any two measures' masks.
-        curves: Shares of right answers as located weights are set to zero, with the controls.
-        causal: Which measures locate better than chance, best first.
-        n_forget: Unseen facts behind each value.
-        n_retain: Retained facts behind each value.
-        forget_before: Mean share of the right answer with all weights in place.
-        retain_before: The same for the retained facts.
         layers: By measure, each block's part of the mask, adding up to 1.
-        seeds: Of the repeats.
     """
 
-    schema_version: Literal[1] = 1
-    measures: list[str]
     within: Within
-    fraction: float
-    iou: dict[str, dict[str, float]]
-    curves: list[Curve]
-    causal: list[CausalScore]
-    n_forget: int
-    n_retain: int
-    forget_before: float
-    retain_before: float
     layers: dict[str, list[float]]
-    seeds: list[int]
 
 
 @torch.no_grad()

@@ -3,15 +3,13 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from typing import Literal
 
 import torch
 from torch import nn
 
 from analysis.ablation import (
     FRACTIONS,
-    CausalScore,
-    Curve,
+    CausalCheck,
     ablated_accuracies,
     ablation_curves,
     causal_scores,
@@ -25,13 +23,11 @@ from analysis.attribution.integrated import unit_integrated_gradients
 from analysis.attribution.layers import unit_layers
 from analysis.attribution.patching import Direction, activation_patching, matched_pairs
 from analysis.attribution.targets import logit
-from analysis.audit.report import Document
 from analysis.errors import UserError
 from analysis.scores import Mask, Scores
 from analysis.subjects.classes import ClassSubject, Split
 from analysis.training import Progress
 
-SCHEMA_VERSION: Literal[1] = 1
 ALONE = ("gradient", "weight-ig", "fisher", "fisher-true", "brain-damage")
 """Measures that look at images to forget alone."""
 MEASURES = (
@@ -58,38 +54,16 @@ MOST_CONVOLVED = 300
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-class LocalizationReport(Document):
-    """Everything in `localization.json`.
+class LocalizationReport(CausalCheck):
+    """Everything in `localization.json` of a run on classes: values are accuracies.
 
     Attributes:
-        schema_version: Of this document.
-        measures: Names of the attribution measures.
-        fraction: Of all weights, at which the masks are compared.
-        iou: Intersection over union of any two measures' masks.
-        curves: Accuracies as located weights are set to zero, with the controls.
-        causal: Which measures locate better than chance, best first.
-        n_forget: Test images of the forgotten classes behind each accuracy.
-        n_retain: Test images of the retained classes behind each accuracy.
-        forget_before: Accuracy on the former with all weights in place.
-        retain_before: Accuracy on the latter with all weights in place.
         scored_forget: Training images of the forgotten classes from which each repeat scores (a random half).
         scored_retain: Training images of the retained classes, likewise.
-        seeds: Of the repeats.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
-    measures: list[str]
-    fraction: float
-    iou: dict[str, dict[str, float]]
-    curves: list[Curve]
-    causal: list[CausalScore]
-    n_forget: int
-    n_retain: int
-    forget_before: float
-    retain_before: float
     scored_forget: int
     scored_retain: int
-    seeds: list[int]
 
 
 def dark(images: torch.Tensor) -> torch.Tensor:
