@@ -271,7 +271,7 @@ def commands(document: Path) -> Iterator[list[str]]:
         if token.type == "fence" and token.info.strip() in {"sh", "bash", "shell", "console"}:
             for line in token.content.replace("\\\n", " ").splitlines():
                 yield from typed(line)
-        elif token.type == "code_inline" and re.match(r"yesterday [a-z]", token.content):
+        elif token.type == "code_inline" and re.match(r"(S=\S+; )?yesterday [a-z]", token.content):
             yield from typed(token.content)
 
 

@@ -22,7 +22,7 @@ from analysis.scores import Mask
 from analysis.subjects.language.encoding import encode_texts
 from analysis.subjects.language.facts import FactSubject
 from analysis.subjects.language.renamed import fact_texts, name_texts, other_name_texts, retell
-from analysis.subjects.language.strangeness import NAMES, STATES, meet, strangeness
+from analysis.subjects.language.strangeness import NAMES, meet, strangeness
 from unlearn.methods.language.batches import divergence, drawn_rows, masked_rate
 from unlearn.optimize import Watch, descend, falling
 
@@ -48,16 +48,16 @@ class Settings:
 
     steps: int = 60
     lr: float = 7e-5
-    warm: float = 0.0
+    warm: float = 0.17
     strangers: int = 8
     fact_rows: int = 4
     name_rows: int = 4
     retain_rows: int = 8
     other_rows: int = 4
     text_rows: int = 3
-    states: float = STATES
+    states: float = 8.0
     names: float = NAMES
-    retain_weight: float = 10.0
+    retain_weight: float = 20.0
 
 
 def run(
