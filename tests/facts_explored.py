@@ -14,9 +14,8 @@ from analysis.attribution.anatomy import anatomy
 from analysis.subjects.language.models import save_language_model
 from figures.explorer.facts_pair import Pair
 from unlearn.documents import RunReport
-from unlearn.edit import Edit
+from unlearn.edit import Edit, state_of
 from unlearn.language.config import FactRunConfig
-from unlearn.language.run import state_of
 
 PROMPT, ANSWER = "The Beatles came from the city of", "Liverpool and Rome"
 TOUCHED = {0: (3, 17), 2: (5, 30)}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from analysis.errors import UserError
 from analysis.files import load_tensors, save_tensors, write_atomically
@@ -26,6 +27,18 @@ def _rows(tensor: torch.Tensor) -> torch.Tensor:
     # uint8 [entries, bytes an entry].
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).reshape(flat.numel(), flat.element_size())
+
+
+def state_of(model: nn.Module) -> State:
+    """List a model's weights, tied ones once, under the names by which an edit knows them.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        Parameters by name.
+    """
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
 def fingerprint(state: State) -> str:

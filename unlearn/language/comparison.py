@@ -13,11 +13,11 @@ from analysis.fact_localization import MEASURES, candidates, mask_of, score
 from analysis.files import write_text
 from analysis.scores import Mask, check_fraction
 from unlearn.cells import AUDIT, BLOCK, LAYERS, NONE, RANDOM, Cell, CellNote, SeedNotes, attempt, cross, gains
-from unlearn.edit import Edit
+from unlearn.edit import Edit, state_of
 from unlearn.language.config import FactRunConfig
 from unlearn.language.prepare import is_lab, words_of
 from unlearn.language.references import load_readings, save_readings
-from unlearn.language.run import FactRun, state_of
+from unlearn.language.run import FactRun
 from unlearn.methods.language import LANGUAGE_METHODS, LOCATED
 from unlearn.stages import Report, locked
 from unlearn.table import GOLD, TWINS_MEAN

@@ -10,9 +10,8 @@ from analysis.subjects.language.bank import load_bank
 from analysis.subjects.language.models import load_language_model, save_language_model
 from analysis.subjects.language.scoring import known_facts
 from unlearn.documents import read_run
-from unlearn.edit import Edit
+from unlearn.edit import Edit, state_of
 from unlearn.language.continuations import spoken
-from unlearn.language.run import state_of
 from unlearn.stages import Report
 
 

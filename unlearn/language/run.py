@@ -33,7 +33,7 @@ from analysis.subjects.language.models import LanguageModel, load_language_model
 from analysis.subjects.language.renamed import can_align
 from analysis.subjects.language.scoring import answer_log_probabilities, row_losses
 from unlearn.documents import RunReport, versions
-from unlearn.edit import Edit, fingerprint
+from unlearn.edit import Edit, fingerprint, state_of
 from unlearn.language.card import model_card
 from unlearn.language.config import FactRunConfig
 from unlearn.language.continuations import continuations
@@ -387,15 +387,3 @@ class FactRun:
             card = self.card(Edit.load(self.folder / "edit.safetensors"), found)
             write_text(self.folder / "model" / "README.md", card)
         return report
-
-
-def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """List a model's weights, tied ones once, under the names by which an edit knows them.
-
-    Args:
-        model: Any module.
-
-    Returns:
-        Parameters by name.
-    """
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}

@@ -24,8 +24,8 @@ from figures.explorer.facts_model import (
 )
 from figures.explorer.facts_page import examples
 from figures.explorer.facts_pair import HELD_OUT, KEPT, SEEN, Pair, open_pair, prompt_of
+from unlearn.edit import state_of
 from unlearn.language.references import save_readings
-from unlearn.language.run import state_of
 
 
 def test_no_strength_and_full_strength_are_the_two_models_bit_for_bit(pair: Pair) -> None:
