@@ -287,6 +287,24 @@ def test_seeds_that_run_at_once_share_what_is_known(
     assert {row["name"]: len(row["verdicts"]) for row in table["rows"]}["original"] == 2
 
 
+def test_settings_are_chosen_by_relearning_and_all_roundings_too(
+    finished: Path, lab: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("YESTERDAY_CACHE", str(finished.parent / "cache"))
+    asked = ["compare", "--bank", lab[1], "--model", lab[0], "--quick", "--choosing", "--twins", 3, "--threads", 1]
+    more = ["--seeds", 1, "--methods", "gradient-difference", "--locate", "none", "--out", tmp_path / "table"]
+    assert call(*asked, *more, "--quiet") == 0
+
+    def attacks(audit: Path) -> set[str]:
+        auditors = {one["auditor"] for one in json.loads(audit.read_text())["measurements"]}
+        return {name for name in auditors if name.startswith(("weights rounded", "relearn"))}
+
+    four, eight, rows = (f"weights rounded to {way}" for way in ("4 bits, groups of 32", "8 bits", "4 bits, rows"))
+    assert attacks(finished / "audit.json") == {four}
+    chosen_by = attacks(tmp_path / "table" / "seed-0" / "comparison-audit.json")
+    assert chosen_by == {four, eight, rows, "relearn some facts, test others"}
+
+
 def test_methods_are_compared_with_controls(
     finished: Path, lab: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

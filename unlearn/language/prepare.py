@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from analysis.audit.facts.case import QUICK, Budget
+from analysis.audit.facts.case import CHOOSING, QUICK, Budget
 from analysis.audit.verdict import Words, fact_words
 from analysis.errors import UserError
 from analysis.subjects.data import cache_folder
@@ -126,7 +126,7 @@ def open_references(config: FactRunConfig, language: LanguageModel, bank: Bank, 
         bank=bank,
         twins=twins,
         attacked=twins if quick else min(twins, ATTACKED_TWINS),
-        budget=QUICK if quick else Budget(),
+        budget=(CHOOSING if config.choosing else QUICK) if quick else Budget(),
         seed=config.seed,
         choosing=config.choosing,
         most_facts=MOST_FACTS if quick else None,

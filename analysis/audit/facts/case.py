@@ -6,7 +6,7 @@ the share "edit" and judged on facts of the share "audit" whose answers they wer
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -31,6 +31,7 @@ class Budget:
         wordings: Held-out prompts in which each of these is asked about.
         shown: Facts of the share "edit" asked about with held-out prompts, at most.
         distractors: Wrong answers beside the right one, at most.
+        strangers: Invented subjects that each case is set beside.
         retained: Facts that must stay, asked about, at most.
         texts: Texts that must stay, at most.
         steps: Fine-tuning steps of an attacker.
@@ -48,6 +49,7 @@ class Budget:
     wordings: int = 2
     shown: int = 24
     distractors: int = 5
+    strangers: int = 4
     retained: int = 64
     texts: int = 64
     steps: int = 6
@@ -69,6 +71,8 @@ class Budget:
 
 
 QUICK = Budget(asked=24, wordings=1, shown=16, retained=24, texts=24, roundings=1, attacks=("rounding",))
+CHOOSING = replace(QUICK, roundings=3, attacks=("rounding", "relearning"))
+"""Of a quick run that settings are chosen by: what they are to reach has to be asked."""
 STRANGER_SEED = 104_729
 
 
@@ -88,7 +92,7 @@ class FactReading(Document):
         values: One per fact.
         curve_x: x values of `curve`, e.g. fine-tuning steps.
         curve: Means over facts.
-        beside: The same values beside a stranger (`contrast`), where both were taken; the audit uses what tells the
+        beside: The same values beside strangers (`contrast`), where both were taken; the audit uses what tells the
             original from those that never knew more plainly.
         beside_curve: Means of those.
     """
@@ -159,11 +163,11 @@ class Case:
         return self.some(self.subject.forget_test, self.budget.asked)
 
     @cached_property
-    def strangers(self) -> dict[str, Fact]:
-        """The subject's facts by id, told about one more invented subject, which no twin is."""
+    def strangers(self) -> tuple[dict[str, Fact], ...]:
+        """The subject's facts by id, told about each of some more invented subjects, which no twin is."""
         facts = [*self.subject.forget, *self.subject.forget_test]
-        _, told = twin(self.subject.about, facts, STRANGER_SEED)
-        return {fact.id: fact for fact in told}
+        seeds = range(STRANGER_SEED, STRANGER_SEED + self.budget.strangers)
+        return tuple({fact.id: fact for fact in twin(self.subject.about, facts, seed)[1]} for seed in seeds)
 
     @cached_property
     def taught(self) -> tuple[Fact, ...]:

@@ -1,11 +1,12 @@
-"""Asking beside a stranger: what the subject's name adds to an answer.
+"""Asking beside strangers: what the subject's name adds to an answer.
 
 Of several names one is the likeliest whoever is asked about, because it is common or fits the sentence ("surface form
 competition", Holtzman et al. 2021). That is noise to an audit, and the largest part of it: a twin with catchy names
-looks as if it were known. So the same answers are also offered where an invented stranger stands in the subject's
-place, and what they get there is taken off, option by option (Holtzman's domain-conditional PMI with the stranger's
-prompt as the domain). A model that knows nothing of the subject gives the right answer its fair share of 1 / options,
-whatever the names.
+looks as if it were known. So the same answers are also offered where invented strangers stand in the subject's
+place, and what they get there is taken off, option by option (Holtzman's domain-conditional PMI with the strangers'
+prompts as the domain). A model that knows nothing of the subject gives the right answer its fair share of 1 / options,
+whatever the names. Several strangers, because what is taken off is itself a draw: beside one alone its name decides
+much of what a twin seems to know, and with it where the band ends.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,42 +52,46 @@ def contrasted(
     answers: Sequence[Sequence[Answered]],
     pick: Pick,
     model: nn.Module | None = None,
-    before: str = "",
+    before: Sequence[str] = (),
     soft: torch.Tensor | None = None,
 ) -> tuple[float, ...]:
-    """Compare answers with those to the same questions about a stranger.
+    """Compare answers with those to the same questions about strangers.
 
     Args:
-        case: Gives the stranger.
+        case: Gives the strangers.
         facts: What was asked about.
         answers: What the model answered to the prompts that `pick` gives, and perhaps to more behind them.
         pick: The prompts of a fact.
         model: Which gave them; the case's when None.
-        before: Text put in front of the stranger's prompts.
+        before: Text put in front of each stranger's prompts; empty for none.
         soft: Embeddings put in front of that.
 
     Returns:
-        For each fact the right answer's share of exp(log p(option | subject) - log p(option | stranger)), the mean over
-        prompts; 1 / options where the name makes no difference.
+        For each fact the right answer's share of exp(log p(option | subject) - mean log p(option | stranger)), the mean
+        over prompts; 1 / options where the name makes no difference.
     """
-    strangers = [pick(case.strangers[fact.id]) for fact in facts]
-    theirs = ask(model or case.model, case.tokenizer, facts, strangers, before, soft)
+    theirs = [
+        ask(model or case.model, case.tokenizer, facts, [pick(stranger[fact.id]) for fact in facts], front, soft)
+        for stranger, front in zip(case.strangers, before or [""] * len(case.strangers), strict=True)
+    ]
+
+    def parted(one: Answered, others: Sequence[Answered]) -> float:
+        taken = map(fmean, zip(*(other.options for other in others), strict=True))
+        return share([own - off for own, off in zip(one.options, taken, strict=True)])
+
     return tuple(
-        fmean(
-            share([own - other for own, other in zip(one.options, two.options, strict=True)])
-            for one, two in zip(mine, stranger, strict=False)
-        )
-        for mine, stranger in zip(answers, theirs, strict=True)
+        fmean(parted(one, others) for one, others in zip(mine, zip(*strangers, strict=True), strict=False))
+        for mine, strangers in zip(answers, zip(*theirs, strict=True), strict=True)
     )
 
 
 def ask_contrasted(
     case: Case, facts: Sequence[Fact], model: nn.Module | None = None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Ask first prompts about the subject and about a stranger.
+    """Ask first prompts about the subject and about strangers.
 
     Args:
-        case: Gives the stranger.
+        case: Gives the strangers.
         facts: What to ask about.
         model: Whom to ask; the case's when None.
 

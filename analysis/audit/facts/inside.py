@@ -57,11 +57,11 @@ def lens(case: Case) -> FactReading | None:
     kept: list[Fact] = []
     tokens: list[list[int]] = []
     own: list[list[int]] = []
-    strange: list[list[int]] = []
+    strange: list[list[list[int]]] = [[] for _ in case.strangers]
     for fact in (*case.shown, *case.unseen):
-        options, other = (
+        options, *others = (
             pack(case.tokenizer, one.heldout[0], [fact.answer, *fact.distractors])
-            for one in (fact, case.strangers[fact.id])
+            for one in (fact, *(stranger[fact.id] for stranger in case.strangers))
         )
         tails = options.tails
         alike = 0
@@ -73,7 +73,8 @@ def lens(case: Case) -> FactReading | None:
         kept.append(fact)
         tokens.append(starts)
         own.append([*options.prompt, *tails[0][:alike]])
-        strange.append([*other.prompt, *tails[0][:alike]])
+        for rows, other in zip(strange, others, strict=True):
+            rows.append([*other.prompt, *tails[0][:alike]])
     if not kept:
         return None
     norm = case.model.get_submodule(anatomy(case.model).final_norm)
@@ -86,7 +87,8 @@ def lens(case: Case) -> FactReading | None:
             states = torch.cat([norm(states[:, :-1]), states[:, -1:]], 1)
             return [(state @ weight[mine].T).double() for state, mine in zip(states, tokens, strict=True)]
 
-    mine, theirs = read(own), read(strange)
+    mine = read(own)
+    theirs = [torch.stack(each).mean(0) for each in zip(*map(read, strange), strict=True)]
     said = torch.stack([logits.softmax(1)[:, 0] for logits in mine])
     beside = torch.stack([(one - other).softmax(1)[:, 0] for one, other in zip(mine, theirs, strict=True)])
     best, best_beside = (int(table.mean(0).argmax()) for table in (said, beside))

@@ -20,7 +20,7 @@ SOFT_RATE = 0.01
 NEW_TOKENS = 6
 
 
-def statements(case: Case, asked: Sequence[Fact]) -> tuple[str, str]:
+def statements(case: Case, asked: Sequence[Fact]) -> tuple[str, ...]:
     """Write down taught facts to be put in front of prompts: four, or as many as the model's context has room for.
 
     Args:
@@ -28,30 +28,33 @@ def statements(case: Case, asked: Sequence[Fact]) -> tuple[str, str]:
         asked: Whose first held-out prompts must fit behind them, with every option.
 
     Returns:
-        True statements, each followed by a space; and the stranger's. Empty when not even one fits.
+        True statements, each followed by a space; then each stranger's. Empty when not even one fits.
     """
 
     def told(fact: Fact) -> str:
         return f"{fact.train[0]} {fact.answer}. "
 
-    texts = [(told(fact), told(case.strangers[fact.id])) for fact in case.taught[:SHOTS]]
+    def everybody(fact: Fact) -> list[Fact]:
+        return [fact, *(stranger[fact.id] for stranger in case.strangers)]
+
+    texts = [[told(one) for one in everybody(fact)] for fact in case.taught[:SHOTS]]
     ends = [
-        (f"{fact.heldout[0]} {option}", f"{case.strangers[fact.id].heldout[0]} {option}")
+        [f"{one.heldout[0]} {option}" for one in everybody(fact)]
         for fact in asked
         for option in (fact.answer, *fact.distractors)
     ]
     longest = case.subject.longest
 
-    def both() -> tuple[str, str]:
-        return "".join(own for own, _ in texts), "".join(strange for _, strange in texts)
+    def fronts() -> tuple[str, ...]:
+        return tuple("".join(each[who] for each in texts) for who in range(1 + len(case.strangers)))
 
     def most() -> int:
-        pairs = [zip(both(), end, strict=True) for end in ends]
+        pairs = [zip(fronts(), end, strict=True) for end in ends]
         return max(len(token_ids(case.tokenizer, before + after)) for pair in pairs for before, after in pair)
 
     while texts and longest is not None and most() > longest:
         texts.pop()
-    return both()
+    return fronts()
 
 
 def in_context(case: Case) -> FactReading:
@@ -61,9 +64,9 @@ def in_context(case: Case) -> FactReading:
         case: The model and the facts.
 
     Returns:
-        Shares of the right answers; the stranger is asked about after as many facts about it.
+        Shares of the right answers; each stranger is asked about after as many facts about it.
     """
-    shots, strange = statements(case, case.asked)
+    shots, *strange = statements(case, case.asked)
     found = ask(case.model, case.tokenizer, case.asked, [first_prompt(fact) for fact in case.asked], shots)
     return FactReading(
         auditor=f"{SHOTS} other facts in the prompt",

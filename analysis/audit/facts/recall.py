@@ -55,7 +55,7 @@ def reverse(case: Case) -> FactReading | None:
     for fact in (*case.shown, *case.unseen):
         if fact.reverse is None or fact.answer not in fact.reverse.prompt:
             continue
-        wrong = [name for name in case.strangers[fact.id].distractors if name not in own]
+        wrong = [name for name in case.strangers[0][fact.id].distractors if name not in own]
         options = (fact.answer, *wrong[:REVERSE_WRONG])
         pairs = [(fact.reverse.prompt.replace(fact.answer, option), fact.reverse.answer) for option in options]
         found = answer_log_probabilities(case.model, encode_answers(case.tokenizer, pairs))

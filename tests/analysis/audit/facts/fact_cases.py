@@ -31,6 +31,7 @@ SMALL = Budget(
     samples=3,
     benign_steps=4,
     distractors=5,
+    strangers=2,
 )
 ABOUT = SubjectLine(kind="subject", name="the Beatles", slug="b", names={"band": ("Beatles",), "person": PEOPLE})
 
@@ -104,12 +105,15 @@ def log_p(model: nn.Module, prompt: str, answer: str) -> float:
     return total
 
 
-def beside(model: nn.Module, mine: Case, one: Fact, prompts: int = 1, before: tuple[str, str] = ("", "")) -> float:
+def beside(model: nn.Module, mine: Case, one: Fact, prompts: int = 1, before: tuple[str, ...] = ()) -> float:
     """What `contrasted` gives for one fact, option by option and prompt by prompt."""
     values = []
-    for pair in zip(one.heldout[:prompts], mine.strangers[one.id].heldout, strict=False):
-        own, strange = (front + prompt for front, prompt in zip(before, pair, strict=True))
-        scores = [log_p(model, own, o) - log_p(model, strange, o) for o in (one.answer, *one.distractors)]
+    everybody = [one, *(stranger[one.id] for stranger in mine.strangers)]
+    for i in range(min(prompts, len(one.heldout))):
+        fronts = before or [""] * len(everybody)
+        own, *strange = (front + told.heldout[i] for front, told in zip(fronts, everybody, strict=True))
+        options = (one.answer, *one.distractors)
+        scores = [log_p(model, own, o) - fmean(log_p(model, other, o) for other in strange) for o in options]
         values.append(float(torch.tensor(scores, dtype=torch.float64).softmax(0)[0]))
     return fmean(values)
 

@@ -48,3 +48,14 @@ def test_a_twin_is_asked_and_taught_the_same_facts(bank: str) -> None:
     for which in ("shown", "unseen", "taught", "asked"):
         assert ids(getattr(mine, which)) == ids(getattr(other, which))
     assert not {one.heldout for one in mine.unseen} & {one.heldout for one in other.unseen}
+
+
+def test_a_case_is_set_beside_as_many_strangers_as_the_budget_says() -> None:
+    mine, fewer = (case(small_gpt2(), strangers=count) for count in (3, 2))
+    assert fewer.strangers == mine.strangers[:2]
+    assert [set(stranger) for stranger in mine.strangers] == [
+        {*ids(mine.subject.forget + mine.subject.forget_test)}
+    ] * 3
+    prompts = [{prompt for one in told.values() for prompt in one.heldout} for told in mine.strangers]
+    own = {prompt for one in (*mine.shown, *mine.unseen) for prompt in one.heldout}
+    assert not any(one & other for i, one in enumerate(prompts) for other in (own, *prompts[:i]))

@@ -67,13 +67,14 @@ def test_the_lens_reads_every_layer_through_norm_and_head(family: str) -> None:
     for one in facts:
         options = [token(word) for word in (one.answer, *one.distractors)]
         logits = []
-        for prompt in (one.heldout[0], mine.strangers[one.id].heldout[0]):
+        for told in (one, *(stranger[one.id] for stranger in mine.strangers)):
             caught.clear()
-            mine.model(input_ids=torch.tensor([small_tokenizer()(prompt).input_ids]))
+            mine.model(input_ids=torch.tensor([small_tokenizer()(told.heldout[0]).input_ids]))
             logits.append([mine.model.lm_head(norm(stream[0, -1]))[options] for stream in caught])
-        for layer, (own, strange) in enumerate(zip(*logits, strict=True)):
+        assert len(logits) == 3
+        for layer, (own, first, second) in enumerate(zip(*logits, strict=True)):
             sums[layer] += own.softmax(0)[0]
-            besides[layer] += (own - strange).softmax(0)[0]
+            besides[layer] += (own - (first + second) / 2).softmax(0)[0]
     for hook in hooks:
         hook.remove()
     assert lens(mine).curve == pytest.approx((sums / 10).tolist(), abs=1e-9)
@@ -84,9 +85,9 @@ def test_answers_that_begin_alike_are_parted_where_they_differ() -> None:
     same = fact(0, answer="the river of Rome").model_copy(
         update={"distractors": ("the river of Paris", "the river of London", "the river of France")}
     )
-    mine = case(half_taught("gpt2"), subject((same,), (same,)), shown=1, asked=1)
+    mine = case(half_taught("gpt2"), subject((same,), (same,)), shown=1, asked=1, strangers=1)
     logits = torch.zeros(len(small_tokenizer()), dtype=torch.float64)
-    for sign, one in ((1, same), (-1, mine.strangers[same.id])):
+    for sign, one in ((1, same), (-1, mine.strangers[0][same.id])):
         prompt = torch.tensor([small_tokenizer()(f"{one.heldout[0]} the river of").input_ids])
         with torch.no_grad():
             logits += sign * mine.model(input_ids=prompt).logits[0, -1]

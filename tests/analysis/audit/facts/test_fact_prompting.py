@@ -107,17 +107,19 @@ def test_statements_in_front_leave_room_for_the_question() -> None:
     whole = subject()
     mine = case(small_gpt2(), whole)
     every = statements(mine, mine.asked)
-    others = [mine.strangers[one.id] for one in mine.taught]
-    assert every == tuple("".join(f"{one.train[0]} {one.answer}. " for one in told) for told in (mine.taught, others))
-    pairs = [(one, mine.strangers[one.id]) for one in mine.asked]
-    ends = [[f"{two.heldout[0]} {o}" for two in pair] for pair in pairs for o in (pair[0].answer, *pair[0].distractors)]
-    full = max(len(small_tokenizer()(f + end).input_ids) for both in ends for f, end in zip(every, both, strict=True))
+    assert len(mine.strangers) == 2
+    others = [[stranger[one.id] for one in mine.taught] for stranger in mine.strangers]
+    told = ["".join(f"{one.train[0]} {one.answer}. " for one in facts) for facts in (mine.taught, *others)]
+    assert every == tuple(told)
+    asked = [(one, *(stranger[one.id] for stranger in mine.strangers)) for one in mine.asked]
+    ends = [[f"{one.heldout[0]} {o}" for one in each] for each in asked for o in (each[0].answer, *each[0].distractors)]
+    full = max(len(small_tokenizer()(f + end).input_ids) for each in ends for f, end in zip(every, each, strict=True))
     assert statements(case(small_gpt2(), replace(whole, longest=full)), mine.asked) == every
     fewer = statements(case(small_gpt2(), replace(whole, longest=full - 1)), mine.asked)
     for some, more in zip(fewer, every, strict=True):
         assert more.startswith(some)
         assert 0 < len(some) < len(more)
-    assert statements(case(small_gpt2(), replace(whole, longest=8)), mine.asked) == ("", "")
+    assert statements(case(small_gpt2(), replace(whole, longest=8)), mine.asked) == ("", "", "")
 
 
 def test_in_context_shares_are_those_behind_the_statements() -> None:
@@ -139,12 +141,14 @@ def test_an_untrained_soft_prompt_scores_as_embeddings_in_front_do(family: str) 
     for one in mine.asked:
         scores = []
         for option in (one.answer, *one.distractors):
-            pair = []
-            for prompt in (one.heldout[0], mine.strangers[one.id].heldout[0]):
+            found = []
+            for told in (one, *(stranger[one.id] for stranger in mine.strangers)):
+                prompt = told.heldout[0]
                 before, both = (small_tokenizer()(text).input_ids for text in (prompt, f"{prompt} {option}"))
                 logits = mine.model(inputs_embeds=torch.cat([front, table[both]])[None]).logits[0].log_softmax(1)
-                pair.append(sum(logits[8 + at - 1, both[at]] for at in range(len(before), len(both))))
-            scores.append(torch.stack([pair[0], pair[0] - pair[1]]))
+                found.append(sum(logits[8 + at - 1, both[at]] for at in range(len(before), len(both))))
+            own, *others = found
+            scores.append(torch.stack([own, own - torch.stack(others).mean()]))
         own, beside_it = torch.stack(scores).softmax(0)[0].tolist()
         said.append(own)
         strange.append(beside_it)
