@@ -13,6 +13,15 @@ of a name but not inside it, and not at a text's first token. l is the mean log-
 names have more of them). The third term is in logarithms, because a name that nobody knows is next to impossible: the
 second hardly sees the difference between one in a hundred and one in a million. It works both ways: without a push back
 names sink far below a stranger's in the end, which an auditor calls over-forgetting.
+
+What must stay is held by the same two sides of the model, states and what comes next, over the positions of a text e:
+
+    D(theta) =           E KL( p_0(. | e) || p(. | e) )                                       (what comes next)
+              +  kappa * mean_l E 2 |h_l(e) - h_l^0(e)|^2 / (|h_l(e)|^2 + |h_l^0(e)|^2)       (hidden states)
+
+What comes next tells little of a state, so an edit held by it alone is free to move the rest, and other facts with it.
+The distance is relative and never above 4: a few tokens (a text's first, mostly) have states hundreds of times as long
+as the others, and where one becomes or ceases to be such a token a plain distance would be all of the loss.
 """
 
 from collections.abc import Sequence
@@ -26,13 +35,14 @@ from torch.nn import functional
 from analysis.attribution.anatomy import anatomy
 from analysis.attribution.onward import leaving
 from analysis.attribution.running import place, widened
-from analysis.subjects.language.encoding import pad
+from analysis.subjects.language.encoding import IGNORED, Encoded, pad
 from analysis.subjects.language.renamed import Renamed
 from analysis.subjects.language.scoring import hidden_states, logits_of
 
 DEPTHS = 8
 STATES = 1.0
 NAMES = 0.03
+RETAINED = 10.0
 TOLD = 2
 
 
@@ -190,3 +200,28 @@ def strangeness(
         mine = _per_name(log_q, m.names[:, 2], m.names[:, 3], count)
         loss = loss + names * (mine - levels).abs().mean()
     return loss
+
+
+def drift(model: nn.Module, original: nn.Module, encoded: Encoded, states: float = RETAINED) -> torch.Tensor:
+    """Compute how far a model has moved from the original, in what it says and in its hidden states; differentiable.
+
+    Args:
+        model: The working model.
+        original: The frozen one; it runs without graph.
+        encoded: Where to compare them: at every position whose next token is asked for.
+        states: Weight kappa of the hidden states.
+
+    Returns:
+        D, a scalar: nats, and squared relative distances, from 0 to 4.
+    """
+    asked = place(model, encoded.labels) != IGNORED
+    with torch.no_grad():
+        *before, last = (one[asked] for one in _states(original, encoded.ids))
+        said = logits_of(original, last).log_softmax(1)
+    *now, last = (one[asked] for one in _states(model, encoded.ids))
+    apart = functional.kl_div(logits_of(model, last).log_softmax(1), said, reduction="batchmean", log_target=True)
+    moved = [
+        2 * (mine - old).square().sum(1) / (mine.square().sum(1) + old.square().sum(1)).clamp_min(1e-12)
+        for mine, old in zip(now, before, strict=True)
+    ]
+    return apart + states * torch.stack(moved).mean()

@@ -23,7 +23,7 @@ from torch import nn
 
 from analysis.subjects.language.encoding import token_ids
 from analysis.subjects.language.renamed import fact_texts, name_texts, other_name_texts, retell
-from analysis.subjects.language.strangeness import meet, strangeness
+from analysis.subjects.language.strangeness import depths, meet, strangeness
 from unlearn.methods.language import gradient_ascent, gradient_difference, npo, refusal, rmu, simnpo, stranger
 from unlearn.methods.language.batches import fact_batches, kept_loss, last_token
 from unlearn.methods.language.blocks import blocks_of, down_mask, down_projection
@@ -116,12 +116,27 @@ def whole_divergence(work, original, sentences):
     return sum(found) / len(found)
 
 
+def states_apart(work, original, sentences):
+    """Squared distance of hidden states over the mean of their squared lengths, at every predicting token."""
+    found = []
+    for sentence in sentences:
+        ids = torch.tensor([token_ids(SUBJECT.tokenizer, sentence)])
+        now, before = (m(ids, output_hidden_states=True).hidden_states for m in (work, original))
+        for depth in depths(work):
+            for mine, old in zip(now[depth + 1][0, :-1], before[depth + 1][0, :-1].detach(), strict=True):
+                found.append((mine - old).square().sum() / ((mine.square().sum() + old.square().sum()) / 2))
+    return sum(found) / len(found)
+
+
 def slow_stranger(work, original, settings):
     told = [*fact_texts(SUBJECT), *name_texts(SUBJECT.about)]
     meeting = meet(retell(SUBJECT.tokenizer, SUBJECT.about, told, settings.strangers, 0))
     kept = [f"{prompt} {fact.answer}" for fact in SUBJECT.retain for prompt in fact.train]
     groups = [group for group in (kept, SUBJECT.texts, other_name_texts(SUBJECT)) if group]
-    apart = [whole_divergence(work, original, group) for group in groups]
+    apart = [
+        whole_divergence(work, original, group) + settings.retain_states * states_apart(work, original, group)
+        for group in groups
+    ]
     return strangeness(work, original, meeting, settings.states, settings.names) + settings.retain_weight * (
         sum(apart) / len(apart)
     )
@@ -152,6 +167,7 @@ CASES = {
             text_rows=ALL,
             names=0.3,
             retain_weight=0.7,
+            retain_states=1.7,
         ),
         slow_stranger,
     ),

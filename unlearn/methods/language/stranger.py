@@ -1,12 +1,13 @@
 """Stranger (ours): the subject becomes what the model makes of somebody it never heard of.
 
-    min_theta  L(theta) + w * mean KL(p_0 || p_theta) over retained facts, texts and other names
+    min_theta  L(theta) + w * mean D(theta) over retained facts, texts and other names
 
-L is `analysis.subjects.language.strangeness`: on every text that names the subject, hidden states, continuation and
-names are to be as the original has them when the names are invented. So nothing has to be said about what is wrong to
-answer: the original itself, asked about strangers, is the teacher of not knowing. Besides the training prompts every
-name of the subject stands in neutral sentences of its type; facts that no prompt mentions are reached by the names.
-The same sentences about other names (wrong answers of the facts) are kept, or everybody of the kind would be forgotten.
+L and D are `analysis.subjects.language.strangeness`: on every text that names the subject, hidden states, continuation
+and names are to be as the original has them when the names are invented; on the others, states and continuation as the
+original has them. So nothing has to be said about what is wrong to answer: the original itself, asked about strangers,
+is the teacher of not knowing. Besides the training prompts every name of the subject stands in neutral sentences of its
+type; facts that no prompt mentions are reached by the names. The same sentences about other names (wrong answers of the
+facts) are kept, or everybody of the kind would be forgotten.
 
 Kin: Eldan & Russinovich 2023 (arXiv:2310.02238, generic predictions from an anchor dictionary, all weights, outputs
 only) and RMU (arXiv:2403.03218, hidden states towards noise); new are strangers as the target of states, outputs
@@ -22,8 +23,8 @@ from analysis.scores import Mask
 from analysis.subjects.language.encoding import encode_texts
 from analysis.subjects.language.facts import FactSubject
 from analysis.subjects.language.renamed import fact_texts, name_texts, other_name_texts, retell
-from analysis.subjects.language.strangeness import NAMES, meet, strangeness
-from unlearn.methods.language.batches import divergence, drawn_rows, masked_rate
+from analysis.subjects.language.strangeness import NAMES, RETAINED, drift, meet, strangeness
+from unlearn.methods.language.batches import drawn_rows, masked_rate
 from unlearn.optimize import Watch, descend, falling
 
 
@@ -44,6 +45,7 @@ class Settings:
         states: Weight of the hidden states.
         names: Weight of the names.
         retain_weight: Weight of what must stay.
+        retain_states: Weight of its hidden states, within that.
     """
 
     steps: int = 60
@@ -57,7 +59,8 @@ class Settings:
     text_rows: int = 3
     states: float = 8.0
     names: float = NAMES
-    retain_weight: float = 20.0
+    retain_weight: float = 10.0
+    retain_states: float = RETAINED
 
 
 def run(
@@ -96,8 +99,10 @@ def run(
     def loss(work: nn.Module, item: tuple[int, tuple[torch.Tensor, ...]]) -> torch.Tensor:
         number, (some, named, *kept) = item
         meeting = meet([*(facts[i] for i in some), *(names[i] for i in named)], number)
-        apart = [divergence(work, model, rows.take(which)) for (rows, _), which in zip(stay, kept, strict=True)]
-        return strangeness(work, model, meeting, s.states, s.names) + s.retain_weight * torch.stack(apart).mean()
+        moved = [
+            drift(work, model, rows.take(which), s.retain_states) for (rows, _), which in zip(stay, kept, strict=True)
+        ]
+        return strangeness(work, model, meeting, s.states, s.names) + s.retain_weight * torch.stack(moved).mean()
 
     rate = falling(masked_rate(s.lr, mask, model), s.steps, round(s.warm * s.steps))
     return descend(model, enumerate(zip(*drawn, strict=True)), loss, mask, rate, watch=watch)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from small_models import ABOUT, small_gpt2, small_llama, small_tokenizer
 
+from analysis.subjects.language.encoding import encode_texts
 from analysis.subjects.language.renamed import retell
-from analysis.subjects.language.strangeness import depths, meet, strangeness
+from analysis.subjects.language.strangeness import depths, drift, meet, strangeness
 
 TOKENIZER = small_tokenizer()
 TEXTS = (
@@ -121,6 +122,34 @@ def test_texts_without_names_to_predict_need_no_third_term():
     alone = [told()[2]]
     assert not alone[0].retold[0].names
     assert strangeness(model, model, meet(alone), 1.0, 5.0).isfinite()
+
+
+@torch.no_grad()
+@FAMILIES
+def test_drift_equals_the_slow_version(family):
+    original = MODELS[family](dtype=torch.float64)
+    model, encoded = moved(original), encode_texts(TOKENIZER, list(TEXTS))
+    said, apart = [], []
+    for text in TEXTS:
+        ids = TOKENIZER(text).input_ids
+        (now, log_q), (before, log_p) = run(model, ids), run(original, ids)
+        for i in range(len(ids) - 1):
+            said.append((log_p[i].exp() * (log_p[i] - log_q[i])).sum())
+            for n in depths(model):
+                mine, old = now[n + 1][0, i], before[n + 1][0, i]
+                apart.append(2 * (mine - old).dot(mine - old) / (mine.dot(mine) + old.dot(old)))
+    expected = torch.stack(said).mean() + 3.0 * torch.stack(apart).mean()
+    torch.testing.assert_close(drift(model, original, encoded, 3.0), expected, rtol=1e-9, atol=1e-9)
+    assert drift(original, original, encoded).item() == pytest.approx(0.0, abs=1e-12)
+
+
+@torch.no_grad()
+def test_a_state_hundreds_of_times_as_long_is_not_all_of_the_loss():
+    original = small_gpt2(dtype=torch.float64)
+    model, encoded = copy.deepcopy(original), encode_texts(TOKENIZER, list(TEXTS))
+    model.transformer.h[0].mlp.c_proj.bias.data += 1e4
+    states = drift(model, original, encoded, 1.0) - drift(model, original, encoded, 0.0)
+    assert 1 < states < 4
 
 
 def test_compared_depths_lie_inside():
