@@ -46,7 +46,10 @@ SUBJECT_OPTIONS: dict[str, tuple[Any, Any]] = {
     "std": (_option(list[float] | None, "Standard deviation, likewise [0.5].", panel=DATA), None),
     "choosing": (
         _option(
-            bool, "Test on a fifth of the training images instead, to choose settings by.", "--choosing", panel=DATA
+            bool,
+            "Test on a fifth of the training images (facts: the share `choose`) instead, to choose settings by.",
+            "--choosing",
+            panel=DATA,
         ),
         False,
     ),

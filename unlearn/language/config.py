@@ -16,7 +16,8 @@ class FactRunConfig(Sight):
         fraction: Share of all weights that the edit may change, in (0, 1].
         twins: How many twins span the band; None takes 14, of which 6 are attacked, or 10 for a quick run.
         seed: Decides everything random.
-        choosing: Audit on the share "choose" instead of "audit", so that settings can be chosen by the result.
+        choosing: Audit on the share "choose" instead of "audit", so that settings can be chosen by the result;
+            a quick run then asks relearning and every rounding, too.
         quick: Smaller budgets, fewer controls, no planted facts.
         device: Where models are, in PyTorch's words; other devices round otherwise, and share no cache with the CPU.
         candidate: Model to audit instead of making an edit; a folder or hub name.

@@ -31,7 +31,7 @@ class Budget:
         wordings: Held-out prompts in which each of these is asked about.
         shown: Facts of the share "edit" asked about with held-out prompts, at most.
         distractors: Wrong answers beside the right one, at most.
-        strangers: Invented subjects that each case is set beside.
+        strangers: Invented subjects that each case is set beside, at least 1.
         retained: Facts that must stay, asked about, at most.
         texts: Texts that must stay, at most.
         steps: Fine-tuning steps of an attacker.

@@ -25,7 +25,7 @@ def statements(case: Case, asked: Sequence[Fact]) -> tuple[str, ...]:
 
     Args:
         case: Gives the facts.
-        asked: Whose first held-out prompts must fit behind them, with every option.
+        asked: Whose first held-out prompts must fit behind them, with every option; the strangers' too.
 
     Returns:
         True statements, each followed by a space; then each stranger's. Empty when not even one fits.

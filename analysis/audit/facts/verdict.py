@@ -113,7 +113,7 @@ def sharpened(
     """Choose for each auditor between its values and the same beside a stranger.
 
     What tells the original from those that never knew by more of their standard deviations is taken, for all cases
-    alike; no edited model has a say. In a large model the stranger takes off most of the noise; in one so small that a
+    alike; no edited model has a say. In a large model the strangers take off most of the noise; in one so small that a
     name it has not seen says nothing, it adds some. What does not part planted facts from never planted ones is taken
     only when the other does not either.
 

@@ -182,7 +182,8 @@ def fact_subject(
 
 
 def _check_context(tokenizer: Tokenizer, longest: int, facts: Sequence[Fact], texts: Sequence[str]) -> None:
-    # Once, before anything long begins: whatever is asked or trained later is no longer than this.
+    # Once, before anything long begins: whatever is asked or trained later is no longer than this,
+    # but for invented names, which may have more tokens.
     for fact in facts:
         widest = max((fact.answer, *fact.aliases, *fact.distractors), key=len)
         told = [f"{prompt} {widest}" for prompt in (*fact.prompts, f"Question: {fact.question}\nAnswer:")]
