@@ -169,6 +169,17 @@ class Case:
         seeds = range(STRANGER_SEED, STRANGER_SEED + self.budget.strangers)
         return tuple({fact.id: fact for fact in twin(self.subject.about, facts, seed)[1]} for seed in seeds)
 
+    def everybody(self, fact: Fact) -> tuple[Fact, ...]:
+        """Tell a fact about the subject, then about each stranger.
+
+        Args:
+            fact: Of the subject.
+
+        Returns:
+            The fact itself and its retellings.
+        """
+        return (fact, *(stranger[fact.id] for stranger in self.strangers))
+
     @cached_property
     def taught(self) -> tuple[Fact, ...]:
         """Facts that attackers are shown; equal answers are spread, so that few answers are given away."""

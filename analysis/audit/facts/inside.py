@@ -60,8 +60,7 @@ def lens(case: Case) -> FactReading | None:
     strange: list[list[list[int]]] = [[] for _ in case.strangers]
     for fact in (*case.shown, *case.unseen):
         options, *others = (
-            pack(case.tokenizer, one.heldout[0], [fact.answer, *fact.distractors])
-            for one in (fact, *(stranger[fact.id] for stranger in case.strangers))
+            pack(case.tokenizer, one.heldout[0], [fact.answer, *fact.distractors]) for one in case.everybody(fact)
         )
         tails = options.tails
         alike = 0

@@ -34,12 +34,9 @@ def statements(case: Case, asked: Sequence[Fact]) -> tuple[str, ...]:
     def told(fact: Fact) -> str:
         return f"{fact.train[0]} {fact.answer}. "
 
-    def everybody(fact: Fact) -> list[Fact]:
-        return [fact, *(stranger[fact.id] for stranger in case.strangers)]
-
-    texts = [[told(one) for one in everybody(fact)] for fact in case.taught[:SHOTS]]
+    texts = [[told(one) for one in case.everybody(fact)] for fact in case.taught[:SHOTS]]
     ends = [
-        [f"{one.heldout[0]} {option}" for one in everybody(fact)]
+        [f"{one.heldout[0]} {option}" for one in case.everybody(fact)]
         for fact in asked
         for option in (fact.answer, *fact.distractors)
     ]
