@@ -14,6 +14,11 @@ names have more of them). The third term is in logarithms, because a name that n
 second hardly sees the difference between one in a hundred and one in a million. It works both ways: without a push back
 names sink far below a stranger's in the end, which an auditor calls over-forgetting.
 
+In some texts the original's own states are put back after one of the compared blocks, as in the restored run of causal
+tracing (Meng et al. 2022, arXiv:2202.05262), and only what follows counts. So every stretch of blocks has to treat the
+subject as a stranger by itself. Without, what the first blocks no longer say of a name keeps the later ones from being
+asked, and whoever teaches the first ones a few facts again gets the others from the later ones.
+
 What must stay is held by the same two sides of the model, states and what comes next, over the positions of a text e:
 
     D(theta) =           E KL( p_0(. | e) || p(. | e) )                                       (what comes next)
@@ -27,6 +32,7 @@ as the others, and where one becomes or ceases to be such a token a plain distan
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,7 +48,7 @@ from analysis.subjects.language.scoring import hidden_states, logits_of
 DEPTHS = 8
 STATES = 1.0
 NAMES = 0.03
-RETAINED = 10.0
+RETAINED = 100.0
 TOLD = 2
 
 
@@ -71,6 +77,19 @@ class Meeting:
     names: torch.Tensor
     strangers: torch.Tensor
     retellings: int
+
+
+@dataclass(frozen=True)
+class Restored:
+    """Where the original's own states are put back.
+
+    Attributes:
+        depth: After which of the compared blocks: an index into `depths`.
+        rows: bool [n], in which texts.
+    """
+
+    depth: int
+    rows: torch.Tensor
 
 
 def meet(texts: Sequence[Renamed], number: int = 0, retellings: int = TOLD) -> Meeting:
@@ -131,13 +150,21 @@ def depths(model: nn.Module) -> list[int]:
     return sorted({max(0, min(count - 2, round(count * k / DEPTHS) - 1)) for k in range(1, DEPTHS)})
 
 
-def _states(model: nn.Module, ids: torch.Tensor) -> list[torch.Tensor]:
+def _states(
+    model: nn.Module, ids: torch.Tensor, restored: Restored | None = None, own: Sequence[torch.Tensor] = ()
+) -> list[torch.Tensor]:
     # Hidden states after the compared blocks, and what the head reads. With hooks of our own, because the library's
     # `output_hidden_states` leaves its hooks behind in the model.
     caught: list[torch.Tensor] = []
 
-    def hook(_: nn.Module, __: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
-        caught.append(leaving(output))
+    def hook(_: nn.Module, __: object, output: Any) -> Any:
+        states = leaving(output)
+        if restored is not None and len(caught) == restored.depth:
+            rows = restored.rows.to(states.device).view(-1, 1, 1)
+            states = torch.where(rows, own[restored.depth].to(states.dtype), states)
+            output = states if isinstance(output, torch.Tensor) else (states, *output[1:])
+        caught.append(states)
+        return output
 
     blocks = anatomy(model).blocks
     with ExitStack() as stack:
@@ -157,7 +184,12 @@ def _per_name(log_p: torch.Tensor, tokens: torch.Tensor, group: torch.Tensor, co
 
 
 def strangeness(
-    model: nn.Module, original: nn.Module, meeting: Meeting, states: float = STATES, names: float = NAMES
+    model: nn.Module,
+    original: nn.Module,
+    meeting: Meeting,
+    states: float = STATES,
+    names: float = NAMES,
+    restored: Restored | None = None,
 ) -> torch.Tensor:
     """Compute how far a model is from treating the subject as a stranger; differentiable.
 
@@ -167,6 +199,7 @@ def strangeness(
         meeting: Texts and retellings.
         states: Weight mu of the hidden states.
         names: Weight nu of the names.
+        restored: Where the original's own states are put back into the working model; None leaves it alone.
 
     Returns:
         L, a scalar: nats, and shares of the original's distance.
@@ -186,15 +219,19 @@ def strangeness(
             log_p = logits_of(original, told[-1][m.strangers[:, 0], m.strangers[:, 1]]).log_softmax(1)
             each = m.strangers[:, 3] * m.retellings + m.strangers[:, 4]
             levels = _per_name(log_p, m.strangers[:, 2], each, count * m.retellings).view(count, -1).mean(1)
-    found = _states(model, m.ids)
-    near = [
-        (one[here[:, 0], here[:, 1]] - target).square().sum(1).mean() / gap.clamp_min(1e-12)
-        for one, target, gap in zip(found[:-1], targets, gaps, strict=True)
-    ]
+    found = _states(model, m.ids, restored, own)
+    near = []
+    for depth, (one, target, gap) in enumerate(zip(found[:-1], targets, gaps, strict=True)):
+        apart = (one[here[:, 0], here[:, 1]] - target).square().sum(1)
+        if restored is not None and depth <= restored.depth:
+            apart = apart[~place(model, restored.rows)[here[:, 0]]]
+        if len(apart):
+            near.append(apart.mean() / gap.clamp_min(1e-12))
     log_q = logits_of(model, found[-1][m.at[:, 0], m.at[:, 1]]).log_softmax(1)
     tiny = torch.finfo(following.dtype).tiny
     loss = functional.kl_div(log_q, following.clamp_min(tiny).log(), reduction="batchmean", log_target=True)
-    loss = loss + states * torch.stack(near).mean()
+    if near:
+        loss = loss + states * torch.stack(near).mean()
     if count:
         log_q = logits_of(model, found[-1][m.names[:, 0], m.names[:, 1]]).log_softmax(1)
         mine = _per_name(log_q, m.names[:, 2], m.names[:, 3], count)

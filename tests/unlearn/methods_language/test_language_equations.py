@@ -23,7 +23,7 @@ from torch import nn
 
 from analysis.subjects.language.encoding import token_ids
 from analysis.subjects.language.renamed import fact_texts, name_texts, other_name_texts, retell
-from analysis.subjects.language.strangeness import depths, meet, strangeness
+from analysis.subjects.language.strangeness import Restored, depths, meet, strangeness
 from unlearn.methods.language import gradient_ascent, gradient_difference, npo, refusal, rmu, simnpo, stranger
 from unlearn.methods.language.batches import fact_batches, kept_loss, last_token
 from unlearn.methods.language.blocks import blocks_of, down_mask, down_projection
@@ -137,9 +137,9 @@ def slow_stranger(work, original, settings):
         whole_divergence(work, original, group) + settings.retain_states * states_apart(work, original, group)
         for group in groups
     ]
-    return strangeness(work, original, meeting, settings.states, settings.names) + settings.retain_weight * (
-        sum(apart) / len(apart)
-    )
+    everywhere = Restored(0, torch.ones(len(meeting.ids), dtype=torch.bool))  # the only depth of a model this shallow
+    unknown = strangeness(work, original, meeting, settings.states, settings.names, everywhere)
+    return unknown + settings.retain_weight * sum(apart) / len(apart)
 
 
 CASES = {
@@ -166,6 +166,7 @@ CASES = {
             other_rows=ALL,
             text_rows=ALL,
             names=0.3,
+            restored=1.0,
             retain_weight=0.7,
             retain_states=1.7,
         ),

@@ -7,11 +7,13 @@ and names are to be as the original has them when the names are invented; on the
 original has them. So nothing has to be said about what is wrong to answer: the original itself, asked about strangers,
 is the teacher of not knowing. Besides the training prompts every name of the subject stands in neutral sentences of its
 type; facts that no prompt mentions are reached by the names. The same sentences about other names (wrong answers of the
-facts) are kept, or everybody of the kind would be forgotten.
+facts) are kept, or everybody of the kind would be forgotten. In half of the texts about the subject the original's own
+states are put back after some block, so that the later ones forget by themselves instead of behind the first.
 
 Kin: Eldan & Russinovich 2023 (arXiv:2310.02238, generic predictions from an anchor dictionary, all weights, outputs
 only) and RMU (arXiv:2403.03218, hidden states towards noise); new are strangers as the target of states, outputs
-and names alike, and the loss on names in logarithms. `docs/erasing.md` derives it and compares places to edit.
+and names alike, the loss on names in logarithms, and forgetting from restored states on. `docs/erasing.md` derives it
+and compares places to edit.
 """
 
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from analysis.scores import Mask
 from analysis.subjects.language.encoding import encode_texts
 from analysis.subjects.language.facts import FactSubject
 from analysis.subjects.language.renamed import fact_texts, name_texts, other_name_texts, retell
-from analysis.subjects.language.strangeness import NAMES, RETAINED, drift, meet, strangeness
+from analysis.subjects.language.strangeness import NAMES, RETAINED, Restored, depths, drift, meet, strangeness
 from unlearn.methods.language.batches import drawn_rows, masked_rate
 from unlearn.optimize import Watch, descend, falling
 
@@ -44,6 +46,8 @@ class Settings:
         text_rows: Texts a step.
         states: Weight of the hidden states.
         names: Weight of the names.
+        restored: Share of the texts about the subject in which, at each step, the original's own states are put back
+            after some block; see `strangeness`.
         retain_weight: Weight of what must stay.
         retain_states: Weight of its hidden states, within that.
     """
@@ -59,7 +63,8 @@ class Settings:
     text_rows: int = 3
     states: float = 8.0
     names: float = NAMES
-    retain_weight: float = 10.0
+    restored: float = 0.5
+    retain_weight: float = 2.0
     retain_states: float = RETAINED
 
 
@@ -77,7 +82,7 @@ def run(
         model: The original and teacher; not changed.
         subject: What to forget and what to keep.
         mask: What may change; None allows every parameter.
-        seed: Of the invented names and of the order of facts and texts.
+        seed: Of the invented names, the order of facts and texts, and where states are put back.
         settings: See `Settings`.
         watch: See `unlearn.optimize.descend`.
 
@@ -95,6 +100,9 @@ def run(
         stay.append((encode_texts(tokenizer, others, subject.longest), s.other_rows))
     sizes = [(len(facts), s.fact_rows), (len(names), s.name_rows), *((len(rows), size) for rows, size in stay)]
     drawn = [drawn_rows(total, size, s.steps, seed + i) for i, (total, size) in enumerate(sizes)]
+    generator = torch.Generator().manual_seed(seed)
+    deep = torch.randint(max(1, len(depths(model)) - 1), (s.steps,), generator=generator).tolist()
+    back = torch.rand(s.steps, s.fact_rows + s.name_rows, generator=generator) < s.restored
 
     def loss(work: nn.Module, item: tuple[int, tuple[torch.Tensor, ...]]) -> torch.Tensor:
         number, (some, named, *kept) = item
@@ -102,7 +110,9 @@ def run(
         moved = [
             drift(work, model, rows.take(which), s.retain_states) for (rows, _), which in zip(stay, kept, strict=True)
         ]
-        return strangeness(work, model, meeting, s.states, s.names) + s.retain_weight * torch.stack(moved).mean()
+        restored = Restored(deep[number], back[number, : len(meeting.ids)])
+        unknown = strangeness(work, model, meeting, s.states, s.names, restored)
+        return unknown + s.retain_weight * torch.stack(moved).mean()
 
     rate = falling(masked_rate(s.lr, mask, model), s.steps, round(s.warm * s.steps))
     return descend(model, enumerate(zip(*drawn, strict=True)), loss, mask, rate, watch=watch)

@@ -9,7 +9,7 @@ from small_models import ABOUT, small_gpt2, small_llama, small_tokenizer
 
 from analysis.subjects.language.encoding import encode_texts
 from analysis.subjects.language.renamed import retell
-from analysis.subjects.language.strangeness import depths, drift, meet, strangeness
+from analysis.subjects.language.strangeness import Restored, depths, drift, meet, strangeness
 
 TOKENIZER = small_tokenizer()
 TEXTS = (
@@ -39,15 +39,28 @@ def run(model, ids):
     return found.hidden_states, found.logits[0].log_softmax(1)
 
 
+def run_restored(model, ids, states, depth):
+    # The states of another run take the place of what the block leaves.
+    block = (model.transformer.h if hasattr(model, "transformer") else model.model.layers)[depths(model)[depth]]
+    at = depths(model)[depth] + 1
+    hook = block.register_forward_hook(
+        lambda _, __, out: (states[at], *out[1:]) if isinstance(out, tuple) else states[at]
+    )
+    found = run(model, ids)
+    hook.remove()
+    return found
+
+
 @torch.no_grad()
-def slow(model, original, texts, number, retellings, states, names):
+def slow(model, original, texts, number, retellings, states, names, restored=None):
     near = {n: ([], []) for n in depths(model)}
     divergences, gaps = [], []
-    for text in texts:
+    for row, text in enumerate(texts):
         chosen = [text.retold[(number * retellings + k) % len(text.retold)] for k in range(retellings)]
         told_states, told_log_p = zip(*(run(original, one.ids) for one in chosen), strict=True)
-        now_states, now = run(model, text.ids)
         before_states, _ = run(original, text.ids)
+        back = restored is not None and bool(restored.rows[row])
+        now_states, now = run_restored(model, text.ids, before_states, restored.depth) if back else run(model, text.ids)
         partners = {}
         for k, one in enumerate(chosen):
             for i, j, after in one.places:
@@ -58,7 +71,8 @@ def slow(model, original, texts, number, retellings, states, names):
             if any(after for _, _, after in mine):
                 for n, (moved_, apart) in near.items():
                     target = torch.stack([told_states[k][n + 1][0, j] for k, j, _ in mine]).mean(0)
-                    moved_.append((now_states[n + 1][0, i] - target).square().sum())
+                    if not back or n > depths(model)[restored.depth]:
+                        moved_.append((now_states[n + 1][0, i] - target).square().sum())
                     apart.append((before_states[n + 1][0, i] - target).square().sum())
         for number_of_name in range(len(text.retold[0].names)):
             own = text.retold[0].names[number_of_name][0]
@@ -68,8 +82,8 @@ def slow(model, original, texts, number, retellings, states, names):
                 places = one.names[number_of_name][1]
                 theirs.append(sum(log_p[j - 1, one.ids[j]] for j in places) / len(places))
             gaps.append((mine - torch.stack(theirs).mean()).abs())
-    ratios = [torch.stack(a).mean() / torch.stack(b).mean() for a, b in near.values()]
-    loss = torch.stack(divergences).mean() + states * torch.stack(ratios).mean()
+    ratios = [torch.stack(a).mean() / torch.stack(b).mean() for a, b in near.values() if a]
+    loss = torch.stack(divergences).mean() + (states * torch.stack(ratios).mean() if ratios else 0.0)
     return loss + names * torch.stack(gaps).mean()
 
 
@@ -81,6 +95,27 @@ def test_strangeness_equals_the_slow_version(family, weights):
     for number in (0, 1, 2):
         found = strangeness(model, original, meet(texts, number), *weights)
         torch.testing.assert_close(found, slow(model, original, texts, number, 2, *weights), rtol=1e-9, atol=1e-9)
+
+
+@FAMILIES
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize("rows", [(True, False, True, False), (True, True, True, True), (False, False, False, False)])
+def test_restored_texts_equal_a_slow_run_with_the_originals_states(family, depth, rows):
+    original = MODELS[family](dtype=torch.float64)
+    model, texts, restored = moved(original), told(), Restored(depth, torch.tensor(rows))
+    found = strangeness(model, original, meet(texts), 2.0, 0.3, restored)
+    torch.testing.assert_close(found, slow(model, original, texts, 0, 2, 2.0, 0.3, restored), rtol=1e-9, atol=1e-9)
+    if not any(rows):
+        torch.testing.assert_close(found, strangeness(model, original, meet(texts), 2.0, 0.3))
+
+
+def test_what_comes_before_restored_states_gets_no_gradient():
+    original = small_gpt2(dtype=torch.float64)
+    model, rows = moved(original), torch.ones(len(TEXTS), dtype=torch.bool)
+    strangeness(model, original, meet(told()), restored=Restored(0, rows)).backward()
+    before, after = (model.transformer.h[depths(model)[0] + k].mlp.c_proj.weight.grad for k in (0, 1))
+    assert before is None or not before.any()
+    assert after.any()
 
 
 def test_gradients_reach_the_working_model_only_and_equal_finite_differences():
