@@ -162,6 +162,21 @@ def test_the_subject_becomes_a_stranger_and_the_rest_stays(model):
     assert lost["forget"] > 2 * abs(lost["retain"])
 
 
+def test_a_share_of_the_texts_gets_the_originals_states_back(model, monkeypatch):
+    seen = []
+
+    def watched(*given):
+        seen.append(given[-1])
+        return strangeness(*given)
+
+    monkeypatch.setattr("unlearn.methods.language.stranger.strangeness", watched)
+    edited = run("stranger", model, None, steps=20, restored=0.25)
+    rows = torch.cat([restored.rows for restored in seen]).float()
+    assert 0.15 < float(rows.mean()) < 0.35
+    assert {restored.depth for restored in seen} == {0}  # of two compared blocks not the last
+    assert state_bytes(edited) != state_bytes(run("stranger", model, None, steps=20, restored=0.0))
+
+
 def test_ascent_ends_at_the_ceiling(model):
     reached = -answers_before(model, SUBJECT.forget_encoded).max()
     edited = run("gradient-ascent", model, None, ceiling=float(reached) / 2)

@@ -46,8 +46,8 @@ class Settings:
         text_rows: Texts a step.
         states: Weight of the hidden states.
         names: Weight of the names.
-        restored: Share of the texts about the subject in which, at each step, the original's own states are put back
-            after some block; see `strangeness`.
+        restored: Chance that in a text about the subject the original's own states are put back, after a compared block
+            that is drawn for each step; see `strangeness`.
         retain_weight: Weight of what must stay.
         retain_states: Weight of its hidden states, within that.
     """
@@ -101,6 +101,7 @@ def run(
     sizes = [(len(facts), s.fact_rows), (len(names), s.name_rows), *((len(rows), size) for rows, size in stay)]
     drawn = [drawn_rows(total, size, s.steps, seed + i) for i, (total, size) in enumerate(sizes)]
     generator = torch.Generator().manual_seed(seed)
+    # Not after the last compared block, behind which no state is left to compare, unless there is no other.
     deep = torch.randint(max(1, len(depths(model)) - 1), (s.steps,), generator=generator).tolist()
     back = torch.rand(s.steps, s.fact_rows + s.name_rows, generator=generator) < s.restored
 
