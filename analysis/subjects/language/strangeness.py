@@ -14,11 +14,12 @@ names have more of them). The third term is in logarithms, because a name that n
 second hardly sees the difference between one in a hundred and one in a million. It works both ways: without a push back
 names sink far below a stranger's in the end, which an auditor calls over-forgetting.
 
-In some texts the original's own states are put back after one of the compared blocks (all of them; causal tracing, Meng
-et al. 2022, arXiv:2202.05262, restores single ones), and of their states only those further on count. So every stretch
-of blocks has to treat the subject as a stranger by itself. Without, what the first blocks no longer say of a name keeps
-the later ones from being asked, and whoever teaches the first ones a few facts again gets the others from the later
-ones. A depth behind which no text is left drops out of mean_l; the second E in the fraction is over all texts.
+In some texts the original's own states are put back at every position after one of the compared blocks (causal tracing,
+Meng et al. 2022, arXiv:2202.05262, restores single ones), and of their states only those further on count. So every
+stretch of blocks has to treat the subject as a stranger by itself. Without, what the first blocks no longer say of a
+name keeps the later ones from being asked, and whoever teaches the first ones a few facts again gets the others from
+the later ones. A depth behind which no text is left drops out of mean_l; the second E in the fraction is over all
+texts.
 
 What must stay is held by the same two sides of the model, states and what comes next, over the positions of a text e:
 
