@@ -1,6 +1,9 @@
 """How alike two representations of the same images are, and how far a class has moved."""
 
 import torch
+from torch.nn import functional
+
+from analysis.attribution.running import widened
 
 FEWEST = 4
 
@@ -81,6 +84,29 @@ def linear_cka(a: torch.Tensor, b: torch.Tensor) -> float:
     if min(own) <= torch.finfo(torch.float64).eps:
         return 0.0
     return min(1.0, hsic(a, b) / (own[0] * own[1]) ** 0.5)
+
+
+def likeness(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Compare two representations of the same images as `linear_cka` does, for a loss: on few images, differentiably.
+
+    The cosine of the two centred kernels off their diagonals. Unlike the debiased estimate it has no square root of a
+    number that is negative on an unlucky batch; with few images it is a little above it for unrelated features.
+
+    Args:
+        a: [n, ...], one row an image; flattened.
+        b: [n, ...], the same images in the same order, any number of features.
+
+    Returns:
+        A number between -1 and 1, 1 for equal up to shift, isotropic scale and rotation; 0 where a side doesn't vary.
+    """
+
+    def relations(features: torch.Tensor) -> torch.Tensor:
+        flat = widened(features).flatten(1)
+        flat = flat - flat.mean(0)
+        kernel = flat @ flat.T
+        return functional.normalize((kernel - kernel.diagonal().diag()).flatten(), dim=0)
+
+    return relations(a) @ relations(b)
 
 
 def centroid_shift(before: torch.Tensor, after: torch.Tensor) -> float:

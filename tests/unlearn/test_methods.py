@@ -7,6 +7,8 @@ import torch
 from torch.nn import functional
 
 from analysis.errors import UserError
+from analysis.representations.capture import caught, hidden
+from analysis.representations.similarity import likeness, linear_cka
 from analysis.scores import Mask, Scores
 from analysis.subjects.classes import ClassSubject, Recipe, Split
 from analysis.subjects.networks import builtin
@@ -83,7 +85,7 @@ def small(digits):
 
 
 def short(method, steps=4):
-    names = {field.name for field in fields(method.settings)} & {"steps", "repair_steps"}
+    names = {field.name for field in fields(method.settings)} & {"steps", "repair_steps", "teacher_steps"}
     return replace(method.settings, **dict.fromkeys(names, steps))
 
 
@@ -348,19 +350,70 @@ def test_what_is_regrown_is_not_rewound_to_where_the_original_began(small):
         assert (mine != theirs).float().mean() > 0.99
 
 
-def test_what_is_regrown_learns_as_the_network_does(small):
-    # One step from the fresh draw, against the loss written out; matrices decay, biases don't.
-    subject, model = small["mlp", "forget"]
-    settings = replace(METHODS["regrow"].settings, steps=1, batch=10**6, decay=3.0, rate=0.5)
-    edited = METHODS["regrow"].run(model, subject, None, 3, settings, None)
+def drawn_afresh(subject, seed):
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(FRESH + 3)
-        work = subject.network.make().eval()
-    kept, lr = subject.retain_train, 0.5 * subject.network.recipe.lr
-    (matrices, biases) = ([p for p in work.parameters() if (p.dim() > 1) is many] for many in (True, False))
-    chance = -work(kept.images).log_softmax(1)
-    chance.gather(1, kept.labels[:, None]).mean().backward()
-    for group, decay in ((matrices, 3.0), (biases, 0.0)):
-        torch.optim.AdamW(group, lr=lr, weight_decay=decay).step()
+        torch.manual_seed(FRESH + seed)
+        return subject.network.make().eval()
+
+
+def one_step(work, images, loss, lr, decay):
+    """Of AdamW on everything; matrices decay, biases don't."""
+    loss(work, images).backward()
+    for many, strength in ((True, decay), (False, 0.0)):
+        group = [p for p in work.parameters() if (p.dim() > 1) is many]
+        torch.optim.AdamW(group, lr=lr, weight_decay=strength).step()
+    return work
+
+
+@pytest.mark.parametrize("teachers", [0, 2])
+def test_what_is_regrown_learns_as_the_network_does_and_to_be_alike(small, teachers):
+    # One step from the fresh draw, against the loss written out. The teachers take one step, too, from draws of theirs.
+    subject, model = small["mlp", "forget"]
+    settings = replace(
+        METHODS["regrow"].settings,
+        steps=1,
+        batch=10**6,
+        decay=3.0,
+        rate=0.5,
+        teachers=teachers,
+        teacher_steps=1,
+        alike=0.5,
+    )
+    edited = METHODS["regrow"].run(model, subject, None, 3, settings, None)
+    kept, points, lr = subject.retain_train, subject.network.points, 0.5 * subject.network.recipe.lr
+
+    def answers(work, images):
+        return -work(images).log_softmax(1).gather(1, kept.labels[:, None]).mean()
+
+    others = [
+        one_step(drawn_afresh(subject, 3 + 1000 * k), kept.images, answers, lr, 3.0) for k in range(1, teachers + 1)
+    ]
+    seen = [hidden(other, points, kept.images) for other in others]
+
+    def loss(work, images):
+        with caught(work, points) as mine:
+            value = answers(work, images)
+        for theirs in seen:
+            for point in points:
+                value = value + 4 * 0.5 / teachers * (1 - likeness(mine[point], theirs[point]))
+        return value
+
+    work = one_step(drawn_afresh(subject, 3), kept.images, loss, lr, 3.0)
     for mine, theirs in zip(edited.parameters(), work.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-5)
+
+
+def test_a_teacher_of_what_is_regrown_shows_in_its_layers(small):
+    subject, model = small["mlp", "forget"]
+    settings = replace(METHODS["regrow"].settings, steps=60, teacher_steps=60, decay=0.0)
+    teacher = METHODS["regrow"].run(model, subject, None, 1007, replace(settings, alike=0.0), None)
+    images, points = subject.retain_test.images, subject.network.points
+
+    def unlike(alike):
+        edited = METHODS["regrow"].run(
+            model, subject, some_weights(model, 0.3), 7, replace(settings, alike=alike), None
+        )
+        mine, theirs = (hidden(m, points, images) for m in (edited, teacher))
+        return sum(1 - linear_cka(mine[point], theirs[point]) for point in points)
+
+    assert unlike(0.3) < 0.85 * unlike(0.0)

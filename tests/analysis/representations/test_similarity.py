@@ -1,4 +1,4 @@
-"""CKA against its definition over quadruples, and centroid shifts against closed forms."""
+"""CKA and likeness against their definitions over quadruples and pairs, and centroid shifts against closed forms."""
 
 import itertools
 import math
@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.representations.similarity import centroid_shift, linear_cka
+from analysis.representations.similarity import centroid_shift, likeness, linear_cka
 
 
 def random(seed: int, *shape: int) -> torch.Tensor:
@@ -122,3 +122,50 @@ def test_shift_ignores_a_basis_and_a_scale_that_both_share(seed: int, scale: flo
 def test_shift_of_a_single_point() -> None:
     assert centroid_shift(torch.ones(1, 2), torch.zeros(1, 2)) == math.inf
     assert centroid_shift(torch.ones(1, 2), torch.ones(3, 2)) == 0
+
+
+def slow_likeness(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Cosine of the centred kernels over all ordered pairs of different images."""
+    a, b = a - a.mean(0), b - b.mean(0)
+    pairs = [(float(a[i] @ a[j]), float(b[i] @ b[j])) for i in range(len(a)) for j in range(len(a)) if i != j]
+    both, mine, theirs = (sum(p[x] * p[y] for p in pairs) for x, y in ((0, 1), (0, 0), (1, 1)))
+    return both / math.sqrt(mine * theirs)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    width=st.integers(1, 20),
+    other=st.integers(1, 20),
+    scale=st.floats(1e-3, 1e3),
+    shift=st.floats(-10, 10),
+)
+def test_likeness_is_the_cosine_of_kernels_and_ignores_basis_scale_and_shift(
+    seed: int, width: int, other: int, scale: float, shift: float
+) -> None:
+    a, b = random(seed, 7, width), random(seed + 1, 7, other)
+    plain = likeness(a, b)
+    assert float(plain) == pytest.approx(slow_likeness(a, b), abs=1e-9)
+    assert float(likeness(a @ rotation(seed, width) * scale + shift, b)) == pytest.approx(float(plain), abs=1e-6)
+    assert float(likeness(a, a)) == pytest.approx(1)
+
+
+def test_likeness_can_be_climbed() -> None:
+    a, b = random(0, 6, 3).requires_grad_(), random(1, 6, 4)
+    assert torch.autograd.gradcheck(lambda x: likeness(x, b), (a,))
+    before = likeness(a, b)
+    (gradient,) = torch.autograd.grad(before, a)
+    assert likeness(a + 0.01 * gradient, b) > before
+
+
+def test_likeness_of_a_layer_that_does_not_vary_is_nothing_and_pulls_nowhere() -> None:
+    dead, other = torch.zeros(6, 3, requires_grad=True), torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    value = likeness(dead, other)
+    value.backward()
+    assert value == 0
+    assert torch.equal(dead.grad, torch.zeros_like(dead))
+
+
+def test_likeness_has_the_digits_of_float32_in_half_precision() -> None:
+    a = random(0, 8, 4).bfloat16()
+    assert likeness(a, a).dtype == torch.float32
