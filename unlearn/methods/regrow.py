@@ -69,7 +69,7 @@ class Settings:
     fresh: bool = True
     teachers: int = 1
     teacher_steps: int = 300
-    alike: float = 0.3
+    alike: float = 0.1
 
 
 def run(
