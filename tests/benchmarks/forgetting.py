@@ -89,8 +89,8 @@ def rows() -> Iterator[Row]:
     settings = METHODS[DEFAULT_METHOD].settings
     steps = recipe.epochs * (len(split) // recipe.batch)
     note = (
-        f"The images are {DATA}. The edit takes {settings.steps:,} steps and the training {steps:,}, "
-        f"{settings.steps / steps:.3f} of it."
+        f"The images are {DATA}. The edit takes {settings.steps:,} steps and its teacher {settings.teacher_steps:,}, "
+        f"the training {steps:,}: {(settings.steps + settings.teacher_steps) / steps:.3f} of it."
     )
     yield row_of(what, "training one gold, `fit`", ours, fitted, equal, "cost", 1 / 20, note)
     yield row_of(what, "training one gold, plain PyTorch", ours, plain, equal, "cost", None)
