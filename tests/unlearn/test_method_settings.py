@@ -81,6 +81,11 @@ def test_batch_statistics_of_a_single_image_are_refused(subject, name):
         method.run(model, subject, None, 0, one, None)
     # Where the normalisation may not change it keeps the original's statistics, and one image will do.
     head = Mask({n: torch.full_like(p, n.startswith("4"), dtype=torch.bool) for n, p in model.named_parameters()})
+    if name == "regrow":
+        # All of its teacher learns, whatever the mask.
+        with pytest.raises(UserError, match="at least 2 images"):
+            method.run(model, subject, head, 0, one, None)
+        one = replace(one, alike=0.0)
     method.run(model, subject, head, 0, one, None)
 
 

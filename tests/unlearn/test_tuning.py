@@ -17,7 +17,7 @@ def test_fractions_are_searched_rates_further_and_counts_not() -> None:
         "lr": (usual.lr / SPAN_OF_RATES, usual.lr * SPAN_OF_RATES),
         "alpha": (usual.alpha / SPAN, usual.alpha * SPAN),
     }
-    assert searched(named("regrow:decay=0", METHODS)).keys() == {"rate"}
+    assert searched(named("regrow:decay=0", METHODS)).keys() == {"rate", "alike"}
     # In units of what the network is usually trained at, a rate has no need of the long reach.
     assert searched(METHODS["regrow"])["rate"] == (own.rate / SPAN, own.rate * SPAN)
     assert searched(METHODS["retrain"]) == {}

@@ -97,7 +97,8 @@ def run(
     images = torch.cat([known.images, incoming.images])
     labels = torch.cat([known.labels, incoming.labels])
     batch = network.recipe.batch if settings.batch is None else settings.batch
-    check_batch(model, mask, min(batch, len(labels)))
+    others = [seed + TEACHER * (number + 1) for number in range(settings.teachers if settings.alike else 0)]
+    check_batch(model, None if others else mask, min(batch, len(labels)))
 
     def grow(
         draw: int, start: nn.Module | None, allowed: Mask | None, steps: int, like: Models, watch: Watch | None = None
@@ -122,7 +123,6 @@ def run(
             adapt=True,
         )
 
-    others = [seed + TEACHER * (number + 1) for number in range(settings.teachers if settings.alike else 0)]
     teachers = [grow(draw, seeded(network.make, FRESH + draw), None, settings.teacher_steps, ()) for draw in others]
     start = seeded(network.make, FRESH + seed) if settings.fresh else None
     return grow(seed, start, mask, settings.steps, teachers, watch)
