@@ -89,6 +89,12 @@ def short(method, steps=4):
     return replace(method.settings, **dict.fromkeys(names, steps))
 
 
+def drawn_afresh(subject, seed):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(FRESH + seed)
+        return subject.network.make().eval()
+
+
 def some_weights(model, share=0.05):
     generator = torch.Generator().manual_seed(0)
     scores = {n: torch.rand(p.shape, generator=generator) for n, p in model.named_parameters()}
@@ -323,9 +329,7 @@ def test_reinitialised_weights_start_from_a_fresh_draw_inside_the_mask(small):
     subject, model = small["cnn", "forget"]
     method, mask, states = METHODS["regrow"], some_weights(model), {}
     method.run(model, subject, mask, 11, short(method), lambda step, m: states.update({step: state_bytes(m)}))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(FRESH + 11)
-        fresh = subject.network.make()
+    fresh = drawn_afresh(subject, 11)
     expected = {
         n: torch.where(mask.bits[n], p.detach(), q.detach())
         for (n, p), q in zip(fresh.named_parameters(), model.parameters(), strict=True)
@@ -348,12 +352,6 @@ def test_what_is_regrown_is_not_rewound_to_where_the_original_began(small):
     )
     for mine, theirs in zip(begun.parameters(), own.parameters(), strict=True):
         assert (mine != theirs).float().mean() > 0.99
-
-
-def drawn_afresh(subject, seed):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(FRESH + seed)
-        return subject.network.make().eval()
 
 
 def one_step(work, images, loss, lr, decay):
