@@ -37,7 +37,9 @@ class Split:
         Returns:
             The chosen images, in that order.
         """
-        return Split(self.images[indices], self.labels[indices])
+        # Whole images are copied at once this way, which indexing doesn't do.
+        chosen = indices.nonzero().flatten() if indices.dtype == torch.bool else indices
+        return Split(self.images.index_select(0, chosen), self.labels.index_select(0, chosen))
 
     def only(self, labels: Sequence[int]) -> "Split":
         """Keep what has one of the labels.
@@ -73,6 +75,8 @@ class Split:
         return Split(self.images, torch.full_like(self.labels, label))
 
     def __add__(self, other: "Split") -> "Split":
+        if not len(other):
+            return self
         return Split(torch.cat([self.images, other.images]), torch.cat([self.labels, other.labels]))
 
     def sample(self, count: int, seed: int) -> "Split":

