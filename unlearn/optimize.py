@@ -258,6 +258,7 @@ def descend(
     if taken:
         show(taken)
     edited = [name for name, parameter in work.named_parameters() if parameter.requires_grad]
+    buffered = any(True for _ in work.buffers())
     with remembered_below((work, model), edited):
         for step, batch in enumerate(batches):
             for name in live:
@@ -279,7 +280,8 @@ def descend(
             stepper.step()
             for slot in slots:
                 slot.write(slot.values)
-            _restore_buffers(work, model, live)
+            if buffered:  # to look for them at every step would take a twentieth of a small net's
+                _restore_buffers(work, model, live)
             taken += 1
             if taken % WATCH_EVERY == 0:
                 show(taken)
