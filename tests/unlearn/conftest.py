@@ -1,7 +1,5 @@
 """Real digits and hardly trained nets, for whatever edits them."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from digit_tasks import TASKS, subject_of
@@ -34,6 +32,6 @@ def small(digits):
     out = {}
     for net in ("mlp", "cnn"):
         for task in TASKS:
-            subject = replace(subject_of((train, digits[1]), task, net))
+            subject = subject_of((train, digits[1]), task, net)
             out[net, task] = subject, fit(subject.network.make, subject.original_train, Recipe(1, 32, 1e-3), [0])[0]
     return out

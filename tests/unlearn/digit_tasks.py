@@ -5,6 +5,7 @@ import torch
 from analysis.scores import Scores
 from analysis.subjects.classes import ClassSubject
 from analysis.subjects.networks import builtin
+from analysis.training import seeded
 from unlearn.methods.targets import FRESH
 
 TASKS = {
@@ -21,9 +22,7 @@ def subject_of(digits, task, net="mlp"):
 
 
 def drawn_afresh(subject, seed):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(FRESH + seed)
-        return subject.network.make().eval()
+    return seeded(subject.network.make, FRESH + seed).eval()
 
 
 def some_weights(model, share=0.05):

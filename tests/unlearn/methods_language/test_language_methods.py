@@ -5,12 +5,13 @@ from functools import cache
 
 import pytest
 import torch
+from digit_tasks import some_weights
 from language_subjects import small_subject
 from small_models import small_gpt2, small_llama
 
 from analysis.attribution.fisher import fisher_diagonal, fisher_diagonal_vmap
 from analysis.errors import UserError
-from analysis.scores import Mask, Scores
+from analysis.scores import Mask
 from analysis.subjects.language.encoding import IGNORED
 from analysis.subjects.language.renamed import fact_texts, name_texts, retell
 from analysis.subjects.language.scoring import mean_loss
@@ -65,12 +66,6 @@ def small(name, **more):
 
 def run(name, model, mask, seed=0, watch=None, **more):
     return LANGUAGE_METHODS[name].run(model, SUBJECT, mask, seed, small(name, **more), watch)
-
-
-def some_weights(model, share=0.05):
-    generator = torch.Generator().manual_seed(0)
-    scores = {n: torch.rand(p.shape, generator=generator) for n, p in model.named_parameters()}
-    return Scores(scores, "parameter", "random").top(share)
 
 
 def state_bytes(model, outside=None):
