@@ -6,13 +6,17 @@ from matplotlib.artist import Artist
 
 from figures.artefacts import Missing
 from figures.pareto import MEANINGS, Compared, open_comparison
-from figures.style import CONTROL, EDITED, FAINT, GOLD, INK, Drawing, canvas, finish, styled
+from figures.style import CONTROL, EDITED, FAINT, GOLD, INK, SMALL_SIZE, Drawing, canvas, finish, styled, wrap
 from unlearn.leaderboard import ranked
 from unlearn.table import FARTHEST, TWINS_MEAN, Row, counts, where
 
 TITLE = "The leaderboard: how far from never having known"
 LINE = 0.23
 """Inches for each row."""
+MORE = 0.65
+"""What every further line of a long name takes, in rows."""
+LONGEST = 3.2
+"""Inches of a line of a name."""
 
 
 def _spread(row: Row) -> tuple[float, float]:
@@ -43,17 +47,27 @@ def draw(run: Compared) -> Drawing:
     if not rows:
         raise Missing(f"{run.folder} compares no method; give `yesterday compare` some with --methods.")
     rows += [row for row in found.rows if row.name.startswith("fresh")]
-    figure = canvas(height=1.15 + LINE * len(rows))
+    figure = canvas(height=1.15)
+    names: list[str] = []
+    heights: list[float] = []
+    end = 0.0
+    for row in rows:
+        lines = wrap(figure, f"{row.name}: {where(row)}" if row.where else row.name, SMALL_SIZE, LONGEST)
+        names.append("\n".join(lines))
+        more = MORE * (len(lines) - 1)
+        heights.append(end + more / 2)
+        end += 1 + more
+    figure.set_size_inches(figure.get_figwidth(), 1.15 + LINE * end)
     axes = figure.subplots()
-    for height, row in enumerate(rows):
+    for height, row in zip(heights, rows, strict=True):
         colour, (mean, sd) = _colour(row), _spread(row)
         axes.errorbar(mean, height, xerr=sd, fmt="o", color=colour, ecolor=colour, elinewidth=1.2, ms=6, mec="white")
         n = len(row.verdicts) + len(row.failed)
         erased = f"{row.verdicts.count('erased')} of {n}"
         axes.annotate(erased, (1.01, height), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=INK)
     axes.annotate("erased", (1.01, -1), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=INK)
-    axes.set_yticks(range(len(rows)), [f"{row.name}: {where(row)}" if row.where else row.name for row in rows])
-    axes.set_ylim(len(rows) - 0.4, -1.4)
+    axes.set_yticks(heights, names)
+    axes.set_ylim(end - 0.4, -1.4)
     axes.set_xlim(left=0)
     axes.grid(axis="x")
     used = {_colour(row) for row in rows}

@@ -11,7 +11,20 @@ from analysis.errors import UserError
 from figures.artefacts import Missing, existing
 from figures.labels import Label, write_labels
 from figures.looks import CONTROL_MARKS
-from figures.style import CONTROL, EDITED, FAINT, GOLD, ORIGINAL, Drawing, canvas, finish, shares, styled
+from figures.style import (
+    CONTROL,
+    EDITED,
+    FAINT,
+    GOLD,
+    ORIGINAL,
+    SMALL_SIZE,
+    Drawing,
+    canvas,
+    finish,
+    shares,
+    styled,
+    wrap,
+)
 from figures.words import percent
 from unlearn.table import NEVER_KNEW, TWINS_MEAN, Comparison, Row, counts
 
@@ -22,6 +35,8 @@ PROBE = "5-shot probe, hidden "
 THIN = "1234+x|_"
 LINE = 0.2
 """Inches that a line of the legend takes."""
+LONGEST = 2.4
+"""Inches of a line of a name in the legend."""
 CLASS_AXES = ("accuracy on the forgotten", "accuracy on the rest")
 MEANINGS = {EDITED: "may change what was located", FAINT: "may change everything", CONTROL: "control"}
 DEEP = 0.15
@@ -113,7 +128,11 @@ def draw(run: Compared) -> Drawing:
     numbers = {name: str(i) for i, name in enumerate(dots, 1)} if len(dots) > 1 else {}
 
     used = {_colour(row) for row in rows}
-    figure = canvas(height=max(4.6, LINE * (len(marks) + len(used) + 1)))
+    figure = canvas(height=4.6)
+    said = {name: f"{numbers[name]}  {name}" if name in numbers else name for name in marks}
+    said = {name: "\n".join(wrap(figure, words, SMALL_SIZE, LONGEST)) for name, words in said.items()}
+    lines = sum(1 + words.count("\n") for words in said.values())
+    figure.set_size_inches(figure.get_figwidth(), max(4.6, LINE * (lines + len(used) + 1)))
     axes = figure.subplots()
     for row in reversed(shown):
         x, y = (row.mean[auditor] for auditor in pair)
@@ -140,7 +159,7 @@ def draw(run: Compared) -> Drawing:
             color=fixed.get(name, "#555555"),
             ms=10 if mark == "." else 6,
             ls="none",
-            label=f"{numbers[name]}  {name}" if name in numbers else name,
+            label=said[name],
         )[0]
         for name, mark in marks.items()
         if any(row.name == name for row in rows)

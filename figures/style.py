@@ -7,6 +7,7 @@ differ by marker or line, so that nothing hangs on colour alone.
 import base64
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
@@ -42,6 +43,8 @@ SCALE_PNG = 2
 EDGE = 0.12
 CAPTION_SIZE = 8.5
 TITLE_SIZE = 12.5
+SMALL_SIZE = 8.5
+"""Of what ticks and legends say."""
 LEADING = 1.35
 GRID = 5e-4
 # Hinting makes the same text a little wider at another resolution.
@@ -52,9 +55,9 @@ RC: dict[Any, Any] = {
     "font.size": 9.0,
     "axes.titlesize": 9.5,
     "axes.labelsize": 9.0,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-    "legend.fontsize": 8.5,
+    "xtick.labelsize": SMALL_SIZE,
+    "ytick.labelsize": SMALL_SIZE,
+    "legend.fontsize": SMALL_SIZE,
     "legend.frameon": False,
     "text.color": INK,
     "text.parse_math": False,
@@ -194,7 +197,8 @@ def wrap(figure: Figure, text: str, size: float, longest: float, weight: str = "
 
     Args:
         figure: Whose renderer measures.
-        text: Words separated by blanks; line breaks are kept.
+        text: Words separated by blanks; line breaks are kept. A word that is longer than a line, as the name of a
+            method with many settings, is broken after its colons.
         size: Of the font in points.
         longest: Of the lines, in inches.
         weight: Of the font.
@@ -206,11 +210,13 @@ def wrap(figure: Figure, text: str, size: float, longest: float, weight: str = "
     for paragraph in text.split("\n"):
         line = ""
         for word in paragraph.split(" "):
-            longer = f"{line} {word}" if line else word
-            if line and inches(figure, longer, size, weight) > longest:
-                lines.append(line)
-                longer = word
-            line = longer
+            pieces = [word] if inches(figure, word, size, weight) <= longest else re.split(r"(?<=:)", word)
+            for i, piece in enumerate(pieces):
+                longer = line + (" " if line and i == 0 else "") + piece
+                if line and inches(figure, longer, size, weight) > longest:
+                    lines.append(line)
+                    longer = piece
+                line = longer
         lines.append(line)
     return lines
 

@@ -1,3 +1,4 @@
+import itertools
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,10 @@ def row(name: str, where: str, distance: tuple[float, ...], ranks: tuple[float, 
                control=control, failed=() if len(distance) == 2 else ("diverged",) * (2 - len(distance)))  # fmt: skip
 
 
+LONG = (
+    "stranger:lr=0.001:steps=600:retain_rows=32:other_rows=16:retain_weight=20:"
+    "states=1:warm=0:retain_states=10:restored=0"
+)
 ROWS = [
     row(GOLDS, "", (), ()),
     row("fresh gold", "", (0.3, 0.5), ()),
@@ -65,6 +70,16 @@ def test_one_seed_has_no_bars_to_explain_and_twins_are_called_twins(tmp_path: Pa
     drawing = draw(open_comparison(written(tmp_path, rows)))
     assert "bars" not in drawing.caption
     assert drawing.figure.axes[0].get_xlabel().startswith("distance to the twins")
+
+
+def test_a_method_with_many_settings_takes_several_lines_and_stays_inside(tmp_path: Path) -> None:
+    drawing = draw(open_comparison(written(tmp_path, [*ROWS, row(LONG, "all", (1.0, 2.0), (2.0, 2.0))])))
+    labels = drawing.figure.axes[0].get_yticklabels()
+    told = [text.get_text().replace("\n", "") for text in labels]
+    assert told[2] == f"{LONG}: all (changed 20%)"
+    boxes = [text.get_window_extent() for text in labels]
+    assert all(box.x0 >= 0 for box in boxes)
+    assert all(upper.y0 > lower.y1 for upper, lower in itertools.pairwise(boxes))
 
 
 def test_without_methods_there_is_no_board(tmp_path: Path) -> None:

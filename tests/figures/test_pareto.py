@@ -91,6 +91,20 @@ def test_what_is_missing_or_damaged_is_said(tmp_path: Path) -> None:
         open_comparison(tmp_path)
 
 
+def test_a_method_with_many_settings_stays_inside_and_off_the_panel(tmp_path: Path) -> None:
+    long = (
+        "stranger:lr=0.001:steps=600:retain_rows=32:other_rows=16:retain_weight=20:"
+        "states=1:warm=0:retain_states=10:restored=0"
+    )
+    figure = draw(open_comparison(written(tmp_path, [*ROWS, row(long, "all", 0.5, 0.8)]))).figure
+    (legend,) = figure.legends
+    assert long in [text.get_text().replace("\n", "") for text in legend.get_texts()]
+    box = legend.get_window_extent()
+    assert box.x0 > figure.axes[0].get_window_extent().x1
+    assert box.x1 <= figure.bbox.x1
+    assert box.y0 >= 0
+
+
 def test_there_are_marks_for_more_methods_than_shapes(tmp_path: Path) -> None:
     many = [row(f"method-{i}", "all", 0.5, 0.8) for i in range(40)]
     marks = pareto._marks(many)

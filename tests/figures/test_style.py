@@ -19,6 +19,7 @@ from figures.style import (
     canvas,
     centred,
     finish,
+    inches,
     picture,
     styled,
     wrap,
@@ -60,6 +61,17 @@ def test_wrapping_keeps_every_word_and_the_width(words: list[str]) -> None:
     font = matplotlib.font_manager.FontProperties(family="DejaVu Sans", size=8.5)
     wide = [renderer.get_text_width_height_descent(line, font, False)[0] / figure.dpi for line in lines]
     assert all(w <= 2.0 for w, line in zip(wide, lines, strict=True) if " " in line)
+
+
+@given(st.lists(st.text(alphabet="abcdefgWi=", min_size=1, max_size=8), min_size=1, max_size=20))
+def test_a_word_longer_than_a_line_is_broken_after_its_colons(settings: list[str]) -> None:
+    figure = canvas(1.0)
+    name = ":".join(settings)
+    lines = wrap(figure, f"by {name}", 8.5, 1.5)
+    assert "".join(lines).replace(" ", "") == f"by{name}"
+    assert all(inches(figure, line, 8.5) <= 1.5 for line in lines)
+    assert all(line.endswith((":", "by")) for line in lines[:-1])
+    assert (len(lines) == 1) == (inches(figure, f"by {name}", 8.5) <= 1.5)
 
 
 def test_a_long_caption_makes_the_figure_higher_and_not_wider() -> None:
