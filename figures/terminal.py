@@ -14,7 +14,11 @@ from rich.text import Text
 from analysis.audit.report import AuditReport
 from analysis.errors import UserError
 from figures.artefacts import Run
+from figures.words import squeeze
 from unlearn.documents import RunReport, read_run
+
+LONGEST = 44
+"""Letters of a stage's name, so that the time left has room in a terminal 80 wide."""
 
 
 @contextmanager
@@ -42,7 +46,7 @@ def progress_bars(hidden: bool) -> Iterator[Callable[[str, float], None]]:
         # Started with the first stage, so that a mistake found before it is one line and nothing else.
         bars.start()
         if stage not in tasks:
-            tasks[stage] = bars.add_task(stage, total=1.0)
+            tasks[stage] = bars.add_task(squeeze(stage, LONGEST), total=1.0)
         bars.update(tasks[stage], completed=share)
 
     try:

@@ -7,7 +7,7 @@ import pytest
 
 from analysis.errors import UserError
 from analysis.files import write_text
-from figures.terminal import print_run, print_runs
+from figures.terminal import print_run, print_runs, progress_bars
 from unlearn.documents import RunReport, read_run
 
 
@@ -69,3 +69,15 @@ def test_a_run_whose_audit_is_gone(runs: Path, audit: str | None, words: str) ->
         write_text(runs / "a" / "audit.json", audit)
     with pytest.raises(UserError, match=words):
         print_run(runs / "a", read_run(runs / "a"), quiet=False, as_json=False)
+
+
+def test_a_stage_with_a_long_name_still_says_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with progress_bars(hidden=False) as report:
+        for end in ("restored=0", "restored=1"):
+            report(f"seed 0: stranger_lr=0.001_steps=600_retain_rows=32_other_rows=16_states=1_warm=0_{end}", 1.0)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("seed 0: stranger")]
+    assert [any(end in line for line in lines) for end in ("restored=0", "restored=1")] == [True, True]
+    assert all("100%" in line and "left: 0:00:00" in line for line in lines)
