@@ -57,7 +57,7 @@ def draw(run: Compared) -> Drawing:
         more = MORE * (len(lines) - 1)
         heights.append(end + more / 2)
         end += 1 + more
-    figure.set_size_inches(figure.get_figwidth(), 1.15 + LINE * end)
+    figure.set_figheight(figure.get_figheight() + LINE * end)
     axes = figure.subplots()
     for height, row in zip(heights, rows, strict=True):
         colour, (mean, sd) = _colour(row), _spread(row)

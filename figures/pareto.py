@@ -129,10 +129,11 @@ def draw(run: Compared) -> Drawing:
 
     used = {_colour(row) for row in rows}
     figure = canvas(height=4.6)
-    said = {name: f"{numbers[name]}  {name}" if name in numbers else name for name in marks}
-    said = {name: "\n".join(wrap(figure, words, SMALL_SIZE, LONGEST)) for name, words in said.items()}
-    lines = sum(1 + words.count("\n") for words in said.values())
-    figure.set_size_inches(figure.get_figwidth(), max(4.6, LINE * (lines + len(used) + 1)))
+    said = {
+        name: wrap(figure, f"{numbers[name]}  {name}" if name in numbers else name, SMALL_SIZE, LONGEST)
+        for name in marks
+    }
+    figure.set_figheight(max(figure.get_figheight(), LINE * (sum(map(len, said.values())) + len(used) + 1)))
     axes = figure.subplots()
     for row in reversed(shown):
         x, y = (row.mean[auditor] for auditor in pair)
@@ -159,7 +160,7 @@ def draw(run: Compared) -> Drawing:
             color=fixed.get(name, "#555555"),
             ms=10 if mark == "." else 6,
             ls="none",
-            label=said[name],
+            label="\n".join(said[name]),
         )[0]
         for name, mark in marks.items()
         if any(row.name == name for row in rows)
